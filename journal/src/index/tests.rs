@@ -1,0 +1,152 @@
+use super::*;
+use crate::model::Id;
+
+fn path(text: &str) -> RelPath {
+    RelPath::new(text).unwrap()
+}
+
+fn print(ino: u64) -> Fingerprint {
+    Fingerprint {
+        ino,
+        size: u64::MAX,
+        mode: 0o100_644,
+        mtime: Timestamp { secs: -1, nanos: 5 },
+        ctime: Timestamp { secs: 1, nanos: 6 },
+    }
+}
+
+fn entry(content: Content) -> Entry {
+    Entry {
+        content,
+        mode: 0o640,
+        mtime: Timestamp { secs: -1, nanos: 5 },
+        xattrs: Xattrs::from([(b"user.a".to_vec(), vec![]), (b"user.b".to_vec(), vec![1])]),
+    }
+}
+
+fn put(index: &mut PeerIndex, at: &str, ino: u64, entry: &Entry) -> u64 {
+    index
+        .transaction(Durable::Process, |index| {
+            index.put(&path(at), print(ino), false, true, entry)
+        })
+        .unwrap()
+}
+
+#[test]
+fn rows_come_back_as_they_were_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = [
+        entry(Content::Directory),
+        entry(Content::File {
+            size: u64::MAX,
+            hash: ContentHash::of(b"x"),
+        }),
+        entry(Content::Symlink {
+            target: vec![0xff, 0xfe],
+        }),
+    ];
+    let mut index = PeerIndex::open(dir.path(), b"tree").unwrap();
+    for (at, entry) in entries.iter().enumerate() {
+        put(&mut index, &format!("d{at}/x"), at as u64, entry);
+    }
+    let epoch = index.epoch();
+    drop(index);
+    let index = PeerIndex::open(dir.path(), b"tree").unwrap();
+    assert_eq!((index.epoch(), index.rev()), (epoch, 3));
+    for (at, entry) in entries.iter().enumerate() {
+        let row = index.row(&path(&format!("d{at}/x"))).unwrap().unwrap();
+        assert_eq!(row.entry.as_ref(), Some(entry));
+        assert_eq!(row.fingerprint, print(at as u64));
+        assert!(row.masked && !row.racy);
+    }
+    assert_eq!(
+        index.paths_of(&ContentHash::of(b"x")).unwrap(),
+        [path("d1/x")]
+    );
+    assert!(index.by_fingerprint(&print(2)).unwrap().is_some());
+    assert!(index.by_fingerprint(&print(7)).unwrap().is_none());
+}
+
+#[test]
+fn another_tree_begins_another_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = PeerIndex::open(dir.path(), b"tree").unwrap();
+    put(&mut index, "a", 1, &entry(Content::Directory));
+    let agreement = Agreement {
+        number: 4,
+        nonce: Id([1; 16]),
+        previous: Some(Id([2; 16])),
+    };
+    index.set_agreement(agreement).unwrap();
+    assert_eq!(index.agreement().unwrap(), Some(agreement));
+    let epoch = index.epoch();
+    drop(index);
+    let index = PeerIndex::open(dir.path(), b"other").unwrap();
+    assert_ne!(index.epoch(), epoch);
+    assert_eq!((index.rev(), index.count().unwrap()), (0, 0));
+    assert_eq!(index.agreement().unwrap(), None);
+}
+
+#[test]
+fn tombstones_are_reported_until_they_are_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = PeerIndex::open(dir.path(), b"tree").unwrap();
+    let entry = entry(Content::Directory);
+    for at in ["a", "a/b", "a.c", "b"] {
+        put(&mut index, at, 1, &entry);
+    }
+    let paths = |rows: Vec<Row>| rows.into_iter().map(|row| row.path).collect::<Vec<_>>();
+    let below = index.below(&path("a"), None, 9).unwrap();
+    assert_eq!(paths(below), [path("a/b")]);
+    let below = index.below(&RelPath::ROOT, Some(&path("a")), 2).unwrap();
+    assert_eq!(paths(below), [path("a.c"), path("a/b")]);
+    let mut names = index.names_in(&RelPath::ROOT).unwrap();
+    names.sort();
+    assert_eq!(names, [b"a".to_vec(), b"a.c".to_vec(), b"b".to_vec()]);
+    assert!(index.bury(&path("b")).unwrap());
+    assert!(!index.bury(&path("b")).unwrap());
+    assert_eq!(paths(index.since(4, false, 9).unwrap()), [path("b")]);
+    assert!(index.since(4, true, 9).unwrap().is_empty());
+    index.renew(&path("a")).unwrap();
+    index.renew(&path("never")).unwrap();
+    let since = index.since(4, false, 9).unwrap();
+    assert_eq!(paths(since), [path("b"), path("a"), path("never")]);
+    index.forget_tombstones(5).unwrap();
+    assert_eq!(
+        paths(index.since(4, false, 9).unwrap()),
+        [path("a"), path("never")]
+    );
+}
+
+#[test]
+fn a_failed_transaction_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = PeerIndex::open(dir.path(), b"tree").unwrap();
+    let failed = index.transaction(Durable::PowerLoss, |index| {
+        index.put(
+            &path("a"),
+            print(1),
+            false,
+            false,
+            &entry(Content::Directory),
+        )?;
+        index.set_redo(b"record")?;
+        Err::<(), _>(IndexError::Random)
+    });
+    assert!(failed.is_err());
+    assert_eq!(index.rev(), 0);
+    assert!(index.row(&path("a")).unwrap().is_none());
+    assert!(index.redo().unwrap().is_none());
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(PeerIndex::open(dir.path(), b"tree").unwrap());
+    let db = Connection::open(dir.path().join("index.db")).unwrap();
+    db.execute_batch("PRAGMA user_version = 99").unwrap();
+    assert!(matches!(
+        PeerIndex::open(dir.path(), b"tree"),
+        Err(IndexError::Newer { found: 99, .. })
+    ));
+}

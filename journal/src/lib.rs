@@ -1,0 +1,40 @@
+//! The journal of a mirrorfs tree: every change in order, the recorded tree, and
+//! per peer the base that both sides last agreed on.
+//!
+//! The database holds observations, not work to do: what to do is computed from
+//! them. This package is the only one that names SQLite.
+//!
+//! A [`Recorder`] takes changes and numbers them; one thread writes them, in groups;
+//! a [`Snapshot`] shows everything up to a number and nothing after it; an [`Update`]
+//! writes everything else, on the same thread and in the same order.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod apply;
+mod change;
+mod checkpoint;
+mod coalesce;
+mod codec;
+mod error;
+pub mod index;
+mod journal;
+mod look;
+pub mod model;
+mod recorder;
+mod schema;
+mod snapshot;
+mod start;
+mod update;
+mod view;
+mod writer;
+
+pub use change::{Change, Origin};
+pub use error::{Error, Poisoned};
+pub use journal::{DATABASE, Durability, Journal, JournalStatus};
+pub use look::look;
+pub use model::*;
+pub use recorder::{Mark, Recorder};
+pub use snapshot::Snapshot;
+pub use start::Start;
+pub use update::Update;
+pub use view::{Base, BaseChange, Conflict, Node, Peer, Proposal, View};

@@ -1,0 +1,5 @@
+//! mirrorfs: a FUSE filesystem for working inside a virtual machine without the fear
+//! of losing the machine. `docs/architecture.md` is the map of these modules.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
