@@ -1,0 +1,399 @@
+//! The table, every combination on two-level trees, and the properties of the result.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::tree::{Content, ContentHash, Entry, RelPath, Timestamp, Xattrs};
+
+fn file(content: &str) -> Entry {
+    Entry {
+        content: Content::File {
+            size: content.len() as u64,
+            hash: ContentHash::of(content.as_bytes()),
+        },
+        mode: 0o644,
+        mtime: Timestamp {
+            secs: content.len() as i64,
+            nanos: 1,
+        },
+        xattrs: Xattrs::new(),
+    }
+}
+
+fn directory() -> Entry {
+    Entry {
+        content: Content::Directory,
+        mode: 0o755,
+        mtime: Timestamp::default(),
+        xattrs: Xattrs::new(),
+    }
+}
+
+fn symlink(target: &str) -> Entry {
+    Entry {
+        content: Content::Symlink {
+            target: target.into(),
+        },
+        mode: 0o777,
+        mtime: Timestamp::default(),
+        xattrs: Xattrs::new(),
+    }
+}
+
+fn sides(base: Option<Entry>, local: Option<Entry>, remote: Option<Entry>) -> Sides {
+    Sides {
+        base,
+        local,
+        remote,
+    }
+}
+
+fn agreed(result: Option<Entry>) -> Merge {
+    Merge::Agreed(result, None)
+}
+
+#[test]
+fn the_table_row_by_row() {
+    let (a, x, y) = (
+        || Some(file("a")),
+        || Some(file("xx")),
+        || Some(file("yyy")),
+    );
+    for base in [None, a()] {
+        assert_eq!(merge(&sides(base.clone(), x(), x())), agreed(x()), "agree");
+        assert_eq!(merge(&sides(base, x(), y())), Merge::Conflict, "conflict");
+    }
+    assert_eq!(merge(&sides(None, x(), None)), agreed(x()), "push");
+    assert_eq!(merge(&sides(None, None, x())), agreed(x()), "pull");
+    assert_eq!(merge(&sides(a(), None, a())), agreed(None), "delete remote");
+    assert_eq!(merge(&sides(a(), a(), None)), agreed(None), "delete local");
+    assert_eq!(merge(&sides(a(), x(), a())), agreed(x()), "push");
+    assert_eq!(merge(&sides(a(), a(), x())), agreed(x()), "pull");
+    assert_eq!(merge(&sides(a(), a(), a())), agreed(a()), "skip");
+    assert_eq!(merge(&sides(a(), None, None)), agreed(None), "forget");
+    assert_eq!(
+        merge(&sides(a(), x(), None)),
+        Merge::Agreed(x(), Some(Note::KeptLocalEdit)),
+        "keep the local edit"
+    );
+    assert_eq!(
+        merge(&sides(a(), None, y())),
+        Merge::Agreed(y(), Some(Note::KeptRemoteEdit)),
+        "keep the remote edit"
+    );
+}
+
+#[test]
+fn metadata_merges_field_by_field() {
+    let base = file("a");
+    let local = Entry {
+        mode: 0o755,
+        ..base.clone()
+    };
+    let mut remote = file("other");
+    remote.xattrs.insert(b"user.k".to_vec(), b"v".to_vec());
+    let Merge::Agreed(Some(merged), None) = merge(&sides(
+        Some(base.clone()),
+        Some(local.clone()),
+        Some(remote.clone()),
+    )) else {
+        panic!("no conflict: different fields")
+    };
+    assert_eq!(merged.content, remote.content);
+    assert_eq!(
+        merged.mtime, remote.mtime,
+        "the time follows the content that wins"
+    );
+    assert_eq!(merged.mode, 0o755);
+    assert_eq!(merged.xattrs, remote.xattrs);
+
+    let both = Entry {
+        mode: 0o600,
+        ..base.clone()
+    };
+    assert_eq!(
+        merge(&sides(Some(base), Some(local.clone()), Some(both))),
+        Merge::Agreed(Some(local), Some(Note::LocalMetadataWon))
+    );
+}
+
+#[test]
+fn a_touched_file_carries_its_time() {
+    let base = file("a");
+    let touched = Entry {
+        mtime: Timestamp { secs: 99, nanos: 9 },
+        ..base.clone()
+    };
+    for (local, remote) in [(&touched, &base), (&base, &touched)] {
+        let merged = merge(&sides(
+            Some(base.clone()),
+            Some(local.clone()),
+            Some(remote.clone()),
+        ));
+        assert_eq!(merged, agreed(Some(touched.clone())));
+    }
+}
+
+type Tree = BTreeMap<RelPath, Entry>;
+
+/// Every tree of at most the names `d` and `d/x`, with three file contents.
+fn trees() -> Vec<Tree> {
+    let leaves = || {
+        vec![
+            None,
+            Some(file("a")),
+            Some(file("bb")),
+            Some(file("ccc")),
+            Some(directory()),
+            Some(symlink("t")),
+        ]
+    };
+    let (top, below) = (RelPath::new("d").unwrap(), RelPath::new("d/x").unwrap());
+    let mut trees = Vec::new();
+    for first in leaves() {
+        let children = if first
+            .as_ref()
+            .is_some_and(|entry| entry.content == Content::Directory)
+        {
+            leaves()
+        } else {
+            vec![None]
+        };
+        for child in children {
+            let mut tree = Tree::new();
+            tree.extend(first.clone().map(|entry| (top.clone(), entry)));
+            tree.extend(child.map(|entry| (below.clone(), entry)));
+            trees.push(tree);
+        }
+    }
+    trees
+}
+
+fn plan(base: &Tree, local: &Tree, remote: &Tree) -> Plan {
+    let mut scope: BTreeMap<RelPath, Sides> = BTreeMap::new();
+    for path in base.keys().chain(local.keys()).chain(remote.keys()) {
+        scope.insert(
+            path.clone(),
+            sides(
+                base.get(path).cloned(),
+                local.get(path).cloned(),
+                remote.get(path).cloned(),
+            ),
+        );
+    }
+    reconcile(scope, Policy::TwoWay)
+}
+
+/// Base, local and remote after the plan has been carried out.
+fn apply(plan: &Plan, base: &Tree, local: &Tree, remote: &Tree) -> (Tree, Tree, Tree) {
+    let (mut base, mut local, mut remote) = (base.clone(), local.clone(), remote.clone());
+    for (path, (_, decision)) in &plan.decisions {
+        let Decision::Agree { result, .. } = decision else {
+            continue;
+        };
+        for tree in [&mut base, &mut local, &mut remote] {
+            match result {
+                Some(entry) => tree.insert(path.clone(), entry.clone()),
+                None => tree.remove(path),
+            };
+        }
+    }
+    (base, local, remote)
+}
+
+fn is_tree(tree: &Tree) -> bool {
+    tree.keys().all(|path| match path.parent() {
+        Some(parent) if !parent.is_root() => tree
+            .get(&parent)
+            .is_some_and(|entry| entry.content == Content::Directory),
+        _ => true,
+    })
+}
+
+fn for_all(check: impl Fn(&Tree, &Tree, &Tree)) {
+    let trees = trees();
+    for base in &trees {
+        for local in &trees {
+            for remote in &trees {
+                check(base, local, remote);
+            }
+        }
+    }
+}
+
+#[test]
+fn results_are_trees() {
+    for_all(|base, local, remote| {
+        let plan = plan(base, local, remote);
+        let (_, local_after, remote_after) = apply(&plan, base, local, remote);
+        assert!(
+            is_tree(&local_after) && is_tree(&remote_after),
+            "{base:?} {local:?} {remote:?} -> {plan:?}"
+        );
+    });
+}
+
+#[test]
+fn what_is_new_on_a_side_survives() {
+    for_all(|base, local, remote| {
+        let plan = plan(base, local, remote);
+        let (_, local_after, remote_after) = apply(&plan, base, local, remote);
+        for (side, after) in [(local, &local_after), (remote, &remote_after)] {
+            for (path, entry) in side {
+                let new = base
+                    .get(path)
+                    .is_none_or(|old| old.content != entry.content);
+                if new && entry.content != Content::Directory {
+                    assert_eq!(
+                        after.get(path).map(|entry| &entry.content),
+                        Some(&entry.content),
+                        "{path}: {base:?} {local:?} {remote:?} -> {plan:?}"
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn swapping_the_sides_mirrors_the_result() {
+    for_all(|base, local, remote| {
+        let (straight, swapped) = (plan(base, local, remote), plan(base, remote, local));
+        for (path, (_, decision)) in &straight.decisions {
+            let mirrored = &swapped.decisions[path].1;
+            match (decision, mirrored) {
+                (Decision::Agree { result, .. }, Decision::Agree { result: other, .. }) => {
+                    assert_eq!(result, other);
+                }
+                (decision, mirrored) => assert_eq!(decision, mirrored),
+            }
+        }
+    });
+}
+
+#[test]
+fn a_second_round_has_nothing_to_do() {
+    for_all(|base, local, remote| {
+        let first = plan(base, local, remote);
+        let (base, local, remote) = apply(&first, base, local, remote);
+        let second = plan(&base, &local, &remote);
+        let (base_after, local_after, remote_after) = apply(&second, &base, &local, &remote);
+        assert_eq!(
+            (&local_after, &remote_after),
+            (&local, &remote),
+            "{first:?} {second:?}"
+        );
+        assert_eq!(base_after, base);
+        for (path, (_, decision)) in &second.decisions {
+            if let (Decision::Agree { .. }, Some((_, before))) =
+                (decision, first.decisions.get(path))
+            {
+                assert!(
+                    matches!(before, Decision::Agree { .. }),
+                    "{path}: {first:?} {second:?}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn an_edit_below_a_deleted_directory_keeps_its_parents() {
+    let (d, x, y) = (
+        RelPath::new("d").unwrap(),
+        RelPath::new("d/x").unwrap(),
+        RelPath::new("d/y").unwrap(),
+    );
+    let base: Tree = [
+        (d.clone(), directory()),
+        (x.clone(), file("a")),
+        (y.clone(), file("a")),
+    ]
+    .into();
+    let mut remote = base.clone();
+    remote.insert(x.clone(), file("edited"));
+    let plan = plan(&base, &Tree::new(), &remote);
+    let (_, local, remote) = apply(&plan, &base, &Tree::new(), &remote);
+    assert_eq!(local, remote);
+    assert_eq!(
+        local.keys().collect::<Vec<_>>(),
+        [&d, &x],
+        "the unchanged one is deleted"
+    );
+}
+
+#[test]
+fn policies_let_changes_travel_one_way() {
+    let scope: BTreeMap<RelPath, Sides> = [
+        (
+            RelPath::new("here").unwrap(),
+            sides(None, Some(file("l")), None),
+        ),
+        (
+            RelPath::new("there").unwrap(),
+            sides(None, None, Some(file("r"))),
+        ),
+    ]
+    .into();
+    for (policy, travels) in [(Policy::PushOnly, "here"), (Policy::PullOnly, "there")] {
+        let plan = reconcile(scope.clone(), policy);
+        for (path, (_, decision)) in &plan.decisions {
+            let held = *decision == Decision::Hold(Held::Policy);
+            assert_eq!(
+                held,
+                path.as_bytes() != travels.as_bytes(),
+                "{policy:?} {path}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_brake_holds_deletions_and_nothing_else() {
+    let scope: BTreeMap<RelPath, Sides> = [
+        (
+            RelPath::new("gone").unwrap(),
+            sides(Some(file("a")), Some(file("a")), None),
+        ),
+        (
+            RelPath::new("new").unwrap(),
+            sides(None, None, Some(file("r"))),
+        ),
+    ]
+    .into();
+    let mut plan = reconcile(scope, Policy::TwoWay);
+    assert_eq!((plan.local_deletions(), plan.remote_deletions()), (1, 0));
+    plan.brake_local_deletions();
+    let decisions: Vec<&Decision> = plan
+        .decisions
+        .values()
+        .map(|(_, decision)| decision)
+        .collect();
+    assert_eq!(*decisions[0], Decision::Hold(Held::Brake));
+    assert!(matches!(
+        decisions[1],
+        Decision::Agree {
+            result: Some(_),
+            ..
+        }
+    ));
+}
+
+#[test]
+fn a_refill_brings_back_what_is_gone() {
+    let scope: BTreeMap<RelPath, Sides> = [(
+        RelPath::new("gone").unwrap(),
+        sides(Some(file("a")), Some(file("a")), None),
+    )]
+    .into();
+    let mut plan = reconcile(scope, Policy::TwoWay);
+    plan.undo_remote_deletions();
+    let (_, decision) = &plan.decisions[&RelPath::new("gone").unwrap()];
+    assert_eq!(
+        *decision,
+        Decision::Agree {
+            result: Some(file("a")),
+            note: None
+        }
+    );
+}

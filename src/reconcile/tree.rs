@@ -1,0 +1,210 @@
+//! Many names: the results of [`merge`] made to fit together as trees.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::tree::{Content, Entry, RelPath};
+
+use super::entry::{Merge, Note, Sides, merge};
+
+/// Which way changes travel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Policy {
+    /// Both ways.
+    #[default]
+    TwoWay,
+    /// From the mounted side to the peer. What changed on the peer alone stays there.
+    PushOnly,
+    /// From the peer to the mounted side. What changed here alone stays here.
+    PullOnly,
+}
+
+/// Why a name is left as it is on both sides although it is not agreed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Held {
+    /// The policy does not let the change travel.
+    Policy,
+    /// The deletion is braked.
+    Brake,
+    /// It lies below a name in conflict.
+    BelowConflict,
+}
+
+/// What is to be done about one name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// Both sides come to show this, which becomes the base.
+    Agree {
+        /// What both shall show.
+        result: Option<Entry>,
+        /// What a person may want to know.
+        note: Option<Note>,
+    },
+    /// Both sides keep what they have.
+    Conflict,
+    /// Nothing is done for now.
+    Hold(Held),
+}
+
+/// Names with their three legs and what is to be done about each.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// By path, so that parents come before what they hold.
+    pub decisions: BTreeMap<RelPath, (Sides, Decision)>,
+}
+
+/// Decides about a set of names.
+///
+/// The set must be closed downwards where something disappears: when a directory is
+/// gone on one side, every name below it that either side or the base knows is in it.
+pub fn reconcile(scope: BTreeMap<RelPath, Sides>, policy: Policy) -> Plan {
+    let mut plan = Plan::default();
+    for (path, sides) in scope {
+        let decision = match merge(&sides) {
+            Merge::Agreed(result, note) => Decision::Agree { result, note },
+            Merge::Conflict => Decision::Conflict,
+        };
+        plan.decisions.insert(path, (sides, decision));
+    }
+    keep_parents(&mut plan);
+    restrict(&mut plan, policy);
+    plan
+}
+
+/// Whatever survives needs its directories. One that was deleted on one side and holds
+/// something the other side changed stays; one that became something else there is a
+/// conflict at that name, and everything below it waits.
+fn keep_parents(plan: &mut Plan) {
+    let survivors: Vec<RelPath> = plan
+        .decisions
+        .iter()
+        .filter(|(_, (_, decision))| {
+            !matches!(
+                decision,
+                Decision::Agree { result: None, .. } | Decision::Hold(_)
+            )
+        })
+        .map(|(path, _)| path.clone())
+        .collect();
+    let mut blocked = BTreeSet::new();
+    for survivor in survivors {
+        let mut at = survivor.parent();
+        while let Some(parent) = at {
+            if let Some((sides, decision)) = plan.decisions.get_mut(&parent) {
+                match decision {
+                    Decision::Agree { result: None, note } => {
+                        let directory = [&sides.local, &sides.remote, &sides.base]
+                            .into_iter()
+                            .flatten()
+                            .find(|entry| entry.content == Content::Directory);
+                        if let Some(directory) = directory {
+                            *decision = Decision::Agree {
+                                result: Some(directory.clone()),
+                                note: *note,
+                            };
+                        }
+                    }
+                    Decision::Agree {
+                        result: Some(entry),
+                        ..
+                    } if entry.content != Content::Directory => {
+                        *decision = Decision::Conflict;
+                        blocked.insert(parent.clone());
+                    }
+                    Decision::Conflict => {
+                        blocked.insert(parent.clone());
+                    }
+                    _ => {}
+                }
+            }
+            at = parent.parent();
+        }
+    }
+    for blocker in blocked {
+        for (path, (_, decision)) in plan.decisions.range_mut(blocker.clone()..) {
+            if *path != blocker && path.starts_with(&blocker) {
+                *decision = Decision::Hold(Held::BelowConflict);
+            }
+        }
+    }
+}
+
+/// Takes back what the policy does not let travel.
+fn restrict(plan: &mut Plan, policy: Policy) {
+    for (sides, decision) in plan.decisions.values_mut() {
+        let Decision::Agree { result, .. } = decision else {
+            continue;
+        };
+        let stays = match policy {
+            Policy::TwoWay => continue,
+            Policy::PushOnly => *result == sides.local,
+            Policy::PullOnly => *result == sides.remote,
+        };
+        if !stays {
+            *decision = Decision::Hold(Held::Policy);
+        }
+    }
+}
+
+impl Plan {
+    /// How many files the plan would delete from the mounted side.
+    pub fn local_deletions(&self) -> usize {
+        self.deletions(|sides| &sides.local)
+    }
+
+    /// How many files the plan would delete from the peer.
+    pub fn remote_deletions(&self) -> usize {
+        self.deletions(|sides| &sides.remote)
+    }
+
+    fn deletions(&self, side: impl Fn(&Sides) -> &Option<Entry>) -> usize {
+        self.decisions
+            .values()
+            .filter(|(sides, decision)| {
+                matches!(decision, Decision::Agree { result: None, .. })
+                    && side(sides)
+                        .as_ref()
+                        .is_some_and(|entry| entry.content != Content::Directory)
+            })
+            .count()
+    }
+
+    /// Holds every deletion from the mounted side back.
+    pub fn brake_local_deletions(&mut self) {
+        self.brake(|sides| sides.local.is_some());
+    }
+
+    /// Holds every deletion from the peer back.
+    pub fn brake_remote_deletions(&mut self) {
+        self.brake(|sides| sides.remote.is_some());
+    }
+
+    /// Brings back on the peer what is gone from there and still here.
+    pub fn undo_remote_deletions(&mut self) {
+        self.undo(|sides| &sides.local);
+    }
+
+    /// Brings back on the mounted side what is gone from here and still on the peer.
+    pub fn undo_local_deletions(&mut self) {
+        self.undo(|sides| &sides.remote);
+    }
+
+    fn undo(&mut self, keeper: impl Fn(&Sides) -> &Option<Entry>) {
+        for (sides, decision) in self.decisions.values_mut() {
+            if let Decision::Agree {
+                result: result @ None,
+                ..
+            } = decision
+            {
+                result.clone_from(keeper(sides));
+            }
+        }
+    }
+
+    fn brake(&mut self, concerned: impl Fn(&Sides) -> bool) {
+        for (sides, decision) in self.decisions.values_mut() {
+            if matches!(decision, Decision::Agree { result: None, .. }) && concerned(sides) {
+                *decision = Decision::Hold(Held::Brake);
+            }
+        }
+    }
+}
