@@ -5,3 +5,4 @@
 
 pub mod reconcile;
 pub mod tree;
+pub mod wire;

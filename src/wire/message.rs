@@ -1,0 +1,394 @@
+//! The messages of the protocol. `docs/protocol.md` tells their order.
+//!
+//! The side with the mount decides; the agent applies and reports. A session starts
+//! with a hello in each direction. After it the agent reports what it sees
+//! ([`ToMount::Observed`]) whenever it sees it, and the mounted side sends at most one
+//! batch at a time: [`ToAgent::Offer`] (in pieces), then the agent's [`ToMount::Need`],
+//! then [`ToAgent::Data`], then [`ToAgent::Commit`], answered by [`ToMount::Applied`] and,
+//! once synced, by [`ToMount::Durable`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::tree::{Agreement, ContentHash, Entry, Epoch, Id, MirrorId, RelPath, ReplicaId};
+
+/// Oldest protocol this program speaks.
+pub const PROTOCOL_MIN: u16 = 1;
+/// Newest protocol this program speaks.
+pub const PROTOCOL_MAX: u16 = 1;
+
+/// The first four bytes of a session in either direction, before any frame, so that
+/// an agent of another protocol (or a shell's greeting) is recognised for what it is.
+pub const MAGIC: [u8; 4] = *b"mfs\x01";
+
+/// What the mounted side says first.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MountHello {
+    /// Lowest and highest protocol it speaks.
+    pub protocol: (u16, u16),
+    /// Names of optional parts of the protocol it knows.
+    pub features: Vec<String>,
+    /// Its program version, for messages to people.
+    pub version: String,
+    /// The mirror. A peer directory belongs to one mirror.
+    pub mirror: MirrorId,
+    /// The replica that speaks.
+    pub replica: ReplicaId,
+    /// Random per connection attempt: a newer session fences an older one.
+    pub session: Id,
+    /// The last agreement the mounted side has committed with this peer.
+    pub agreement: Option<Agreement>,
+    /// The agreement it has proposed and not seen acknowledged.
+    pub proposed: Option<Agreement>,
+    /// Up to where it has taken in the agent's reports; the agent reports everything
+    /// younger, or everything if the epoch is not its own.
+    pub seen: Option<Revision>,
+    /// What the peer's directory is expected to be, or none on first contact.
+    pub peer: Option<ReplicaId>,
+}
+
+/// What the agent answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AgentHello {
+    /// Lowest and highest protocol it speaks.
+    pub protocol: (u16, u16),
+    /// Names of optional parts of the protocol it knows.
+    pub features: Vec<String>,
+    /// Its program version, for messages to people.
+    pub version: String,
+    /// The replica it serves.
+    pub replica: ReplicaId,
+    /// The mirror that the directory belonged to before this session, if any.
+    pub mirror: Option<MirrorId>,
+    /// The last agreement its directory holds.
+    pub agreement: Option<Agreement>,
+    /// Steps of the batch that made `agreement` which were not carried out, in case the
+    /// mounted side never got the answer.
+    pub diverged: Vec<Divergence>,
+    /// Epoch of its reports.
+    pub epoch: Epoch,
+    /// Whether the reports that follow are the whole tree, because the mounted
+    /// side's cursor was of no use.
+    pub whole: bool,
+}
+
+/// A position in the agent's reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Revision {
+    /// The life of the agent's index that counted it.
+    pub epoch: Epoch,
+    /// Grows with each observed change.
+    pub rev: u64,
+}
+
+/// One name on the peer as the agent found it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Observation {
+    /// Where.
+    pub path: RelPath,
+    /// What is there; none if nothing is.
+    pub entry: Option<Entry>,
+    /// The revision that this observation belongs to.
+    pub rev: u64,
+}
+
+/// Identifies a batch. Random, so that a repeated offer is recognised.
+pub type BatchId = Id;
+
+/// What an operation expects to find. Compared by kind, content and link target, and
+/// for [`Op::SetMeta`] by mode and attributes too.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Expect {
+    /// Nothing of that name.
+    Absent,
+    /// Exactly this.
+    Entry(Entry),
+}
+
+/// One step of a batch. Steps are carried out in order, and each is a rename, a
+/// `mkdir`, an `rmdir` or a change of attributes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Op {
+    /// Takes a name, with everything below it, out of the tree into a slot of the
+    /// batch; the first half of a move. All of these come first, the deepest first.
+    Park {
+        /// Its path before the batch.
+        from: RelPath,
+        /// Number of the slot, unique in the batch.
+        slot: u32,
+        /// What is expected there. Of a directory only the kind is compared.
+        expect: Entry,
+    },
+    /// Puts a parked name where it belongs; the second half of a move.
+    Unpark {
+        /// The slot.
+        slot: u32,
+        /// The new path, at which nothing is expected.
+        to: RelPath,
+    },
+    /// Makes a directory where nothing is expected.
+    MakeDir {
+        /// Where.
+        path: RelPath,
+        /// Its mode and attributes.
+        entry: Entry,
+    },
+    /// Puts a file or symbolic link into place.
+    Put {
+        /// Where.
+        path: RelPath,
+        /// What: the staged content with this hash, and its metadata.
+        entry: Entry,
+        /// What it replaces.
+        expect: Expect,
+    },
+    /// Changes mode, modification time and attributes of what is there.
+    SetMeta {
+        /// Where.
+        path: RelPath,
+        /// What shall be there; same content as `expect`.
+        entry: Entry,
+        /// What is there.
+        expect: Entry,
+    },
+    /// Removes a file or symbolic link (into the trash).
+    Remove {
+        /// Where.
+        path: RelPath,
+        /// What is expected there.
+        expect: Entry,
+    },
+    /// Removes a directory. One that still holds a name (of a file that is not
+    /// mirrored) stays, and that is no divergence.
+    RemoveDir {
+        /// Where.
+        path: RelPath,
+    },
+    /// Stores the mounted side's version of a conflict in the peer's
+    /// `.mirrorfs/conflicts/`. Changes nothing in the tree.
+    KeepConflict {
+        /// The path in conflict.
+        path: RelPath,
+        /// The mounted side's version, a file or a symbolic link.
+        entry: Entry,
+    },
+}
+
+impl Op {
+    /// The content that must be staged before this step, if any.
+    pub fn content(&self) -> Option<(ContentHash, u64)> {
+        let (Self::Put { entry, .. } | Self::KeepConflict { entry, .. }) = self else {
+            return None;
+        };
+        match entry.content {
+            crate::tree::Content::File { size, hash } => Some((hash, size)),
+            _ => None,
+        }
+    }
+}
+
+/// A content that the agent lacks, wholly or in part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Want {
+    /// The content.
+    pub hash: ContentHash,
+    /// How many of its first bytes the agent holds durably.
+    pub have: u64,
+}
+
+/// A step that was not carried out, because something else was there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Divergence {
+    /// Index of the step in the batch.
+    pub op: u32,
+    /// Why, for people. The agent reports what is there as an ordinary observation,
+    /// before it answers [`ToMount::Applied`].
+    pub reason: String,
+}
+
+/// From the mounted side to the agent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// Starts the session.
+    Hello(MountHello),
+    /// A piece of a batch's steps; the last has `more` false. Replaces an older offer.
+    Offer {
+        /// The batch.
+        batch: BatchId,
+        /// The steps of this piece, after those of the pieces before.
+        ops: Vec<Op>,
+        /// Whether further pieces follow.
+        more: bool,
+    },
+    /// A stretch of a content the agent asked for. Stretches of one content arrive in
+    /// order and without gaps from [`Want::have`] on.
+    Data {
+        /// The content.
+        hash: ContentHash,
+        /// Where the stretch starts, in bytes.
+        offset: u64,
+        /// The stretch.
+        bytes: Vec<u8>,
+    },
+    /// A content that was offered cannot be had any more: drop the batch.
+    Abandon {
+        /// The batch.
+        batch: BatchId,
+    },
+    /// All contents have been sent: apply. With a batch of no steps that was never
+    /// offered it only moves the agreement.
+    Commit {
+        /// The batch.
+        batch: BatchId,
+        /// The agreement that both sides then hold.
+        agreement: Agreement,
+        /// Reports up to here have been taken into account.
+        seen: Revision,
+    },
+    /// Asks for a file's content.
+    Fetch {
+        /// Names the answer.
+        request: u64,
+        /// Where the file was observed.
+        path: RelPath,
+        /// The content that was observed.
+        hash: ContentHash,
+        /// From which byte on.
+        offset: u64,
+    },
+    /// Asks for a report of everything that had happened when this arrived.
+    Drain {
+        /// Names the answer.
+        token: u64,
+    },
+    /// Are you there?
+    Ping {
+        /// Names the answer.
+        token: u64,
+    },
+}
+
+/// From the agent to the mounted side.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToMount {
+    /// Answers the hello.
+    Hello(AgentHello),
+    /// The agent refuses the session.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+    },
+    /// What the agent has seen change. The initial report ends with the first one in
+    /// which `complete` is true; after that all are complete.
+    Observed {
+        /// The changes, by path, at most one for each.
+        observations: Vec<Observation>,
+        /// Whether, with this, everything up to `upto` has been reported.
+        complete: bool,
+        /// The newest revision covered.
+        upto: Revision,
+    },
+    /// The contents that an offered batch still needs.
+    Need {
+        /// The batch.
+        batch: BatchId,
+        /// In the order in which the agent wants them.
+        wants: Vec<Want>,
+    },
+    /// The batch has been applied; all readers see it.
+    Applied {
+        /// The batch.
+        batch: BatchId,
+        /// Steps that were not carried out.
+        diverged: Vec<Divergence>,
+        /// Revision of the agent's index after the batch.
+        upto: Revision,
+    },
+    /// The batch survives a power loss of the peer.
+    Durable {
+        /// The batch.
+        batch: BatchId,
+    },
+    /// The agent dropped the batch before it applied anything of it (a full disk, a
+    /// content that did not match its hash).
+    Failed {
+        /// The batch.
+        batch: BatchId,
+        /// Why, for people; names the path.
+        reason: String,
+    },
+    /// A stretch of a content that was fetched.
+    Fetched {
+        /// The request.
+        request: u64,
+        /// Where the stretch starts, in bytes.
+        offset: u64,
+        /// The stretch.
+        bytes: Vec<u8>,
+        /// Whether it is the last.
+        last: bool,
+    },
+    /// The content cannot be had: the file is not what was observed. An observation
+    /// of what it is now follows or has preceded.
+    FetchFailed {
+        /// The request.
+        request: u64,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Everything that had happened when the drain arrived has been reported.
+    Drained {
+        /// The request.
+        token: u64,
+    },
+    /// Here I am.
+    Pong {
+        /// The request.
+        token: u64,
+    },
+    /// Paths that the agent cannot report or hold; replaces the former list.
+    Problems {
+        /// Path and cause.
+        problems: Vec<(RelPath, String)>,
+    },
+    /// The watch could not be kept and the tree is scanned instead, or no longer is.
+    Watching {
+        /// Why scanning is needed; none while watching works.
+        degraded: Option<String>,
+    },
+    /// The session is over: the root vanished, a newer session took over, or an error.
+    Closing {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Why an agent refuses a session. Each has its own way on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// No protocol in common.
+    #[error("the agent speaks protocols {} to {}, this side {} to {}: upgrade mirrorfs on the {} side",
+        .agent.0, .agent.1, .mount.0, .mount.1, if .agent.1 < .mount.0 { "peer's" } else { "mounted" })]
+    Protocol {
+        /// The agent's range.
+        agent: (u16, u16),
+        /// The mounted side's range.
+        mount: (u16, u16),
+    },
+    /// The directory belongs to another mirror.
+    #[error(
+        "the peer's directory belongs to mirror {found}: choose another directory, or remove its .mirrorfs if that mirror is gone"
+    )]
+    OtherMirror {
+        /// The mirror it belongs to.
+        found: MirrorId,
+    },
+    /// The peer's directory is the mounted tree itself, or inside it.
+    #[error("the peer's directory is the mounted tree itself")]
+    SameReplica,
+    /// The directory cannot be used.
+    #[error("{reason}")]
+    Root {
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+}

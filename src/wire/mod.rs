@@ -1,0 +1,4 @@
+//! Frames, messages and version negotiation between the mounted side and an agent.
+
+pub mod frame;
+pub mod message;
