@@ -1,0 +1,178 @@
+//! The beginning of a session: who speaks, whether they get along, and what the agent
+//! last knew.
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use mirrorfs_journal::index::PeerIndex;
+
+use super::lock::Lock;
+use super::root::Served;
+use super::{Error, applier, open_index, renew};
+use crate::replica::apply::{Answer, marked_agreement};
+use crate::replica::{Reserved, Staging};
+use crate::wire::frame::{read_magic, read_message, write_magic, write_message};
+use crate::wire::message::{
+    AgentHello, MountHello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, Revision, ToAgent, ToMount,
+};
+
+/// How many bytes the list of diverged steps may take in a hello.
+const DIVERGED_MAX: usize = 512 * 1024;
+
+/// A session that both sides agreed to.
+pub(super) struct Opened<I, O> {
+    pub(super) input: I,
+    pub(super) output: O,
+    pub(super) served: Served,
+    pub(super) reserved: Reserved,
+    pub(super) staging: Staging,
+    pub(super) index: PeerIndex,
+    pub(super) lock: Lock,
+    /// From where on changes are to be reported; none for everything.
+    pub(super) seen: Option<Revision>,
+}
+
+/// Greets, checks, takes the lock, completes what was interrupted, and answers.
+pub(super) fn meet<I: Read, O: Write>(
+    root: &Path,
+    state: &Path,
+    mut input: I,
+    mut output: O,
+) -> Result<Opened<I, O>, Error> {
+    write_magic(&mut output)?;
+    read_magic(&mut input)?;
+    let hello = match read_message::<ToAgent>(&mut input)? {
+        Some(ToAgent::Hello(hello)) => hello,
+        Some(_) => return Err(Error::Protocol("it did not begin with a hello".to_owned())),
+        None => return Err(Error::Disconnected),
+    };
+    match open(root, state, &hello) {
+        Ok((answer, served, reserved, staging, index, lock)) => {
+            let seen = hello.seen.filter(|_| !answer.whole);
+            write_message(&mut output, &ToMount::Hello(answer))?;
+            Ok(Opened {
+                input,
+                output,
+                served,
+                reserved,
+                staging,
+                index,
+                lock,
+                seen,
+            })
+        }
+        Err(error) => {
+            let refusal = match &error {
+                Error::Refused(refusal) => refusal.clone(),
+                other => Refusal::Root {
+                    reason: other.to_string(),
+                },
+            };
+            write_message(&mut output, &ToMount::Refused { refusal })?;
+            Err(error)
+        }
+    }
+}
+
+/// Why a peer that was met before cannot be served, and the two ways on.
+pub(super) fn gone(root: &Path, what: &str) -> String {
+    format!(
+        "{} {what}: nothing is exchanged until it is back (is its disk mounted?); if it is gone \
+         for good, mirrorfs resume fills a new one",
+        root.display()
+    )
+}
+
+type Parts = (AgentHello, Served, Reserved, Staging, PeerIndex, Lock);
+
+fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
+    check_protocol(hello)?;
+    // What stands in for a directory that was here before is not taken for it, and not
+    // given an identity: the disk below may not be mounted.
+    let known = hello.peer.is_some();
+    let served = Served::open(root, state, !known)?;
+    let found = served.check_identity(hello.mirror, hello.replica)?;
+    if known && found.is_none() {
+        return Err(Error::Refused(Refusal::Root {
+            reason: gone(root, "is not the directory it was (it has no .mirrorfs)"),
+        }));
+    }
+    let (reserved, _) = Reserved::create(served.root.fd(), hello.mirror)?;
+    let lock = Lock::take(&reserved)?;
+    // Once more under the lock: two first sessions may have made an identity each.
+    let (reserved, identity) = Reserved::create(served.root.fd(), hello.mirror)?;
+    let mut index = open_index(&served, state, identity.replica)?;
+    let staging = Staging::new(&reserved)?;
+    if let Some(outcome) = applier(&served.root, &reserved, &staging, &mut index).recover()? {
+        tracing::info!(batch = %outcome.batch, "completed an interrupted batch");
+        renew(&mut index, &outcome)?;
+    }
+    // The tree says itself which agreement it holds. It and the index differ if one of
+    // the two was restored from a copy, or the index was lost.
+    let marked = marked_agreement(&reserved)?;
+    if index.agreement()? != marked {
+        index.renew_epoch(marked)?;
+    }
+    if let Some(seen) = hello.seen
+        && seen.epoch == index.epoch()
+        && seen.rev > index.rev()
+    {
+        // A power loss took revisions back that were already reported.
+        index.renew_epoch(marked)?;
+    }
+    let (agreement, diverged) = last_answer(&index)?;
+    // Without an agreement in common the other side forgets what it knew of this one, so
+    // that news since then would be taken for everything there is.
+    let shared = agreement.is_some() && [hello.agreement, hello.proposed].contains(&agreement);
+    let whole = !shared || hello.seen.is_none_or(|seen| seen.epoch != index.epoch());
+    let answer = AgentHello {
+        protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
+        features: Vec::new(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        replica: identity.replica,
+        mirror: found.map(|identity| identity.mirror),
+        agreement,
+        diverged,
+        epoch: index.epoch(),
+        whole,
+    };
+    Ok((answer, served, reserved, staging, index, lock))
+}
+
+fn check_protocol(hello: &MountHello) -> Result<(), Error> {
+    let (low, high) = hello.protocol;
+    if low <= PROTOCOL_MAX && high >= PROTOCOL_MIN && low <= high {
+        return Ok(());
+    }
+    Err(Error::Refused(Refusal::Protocol {
+        agent: (PROTOCOL_MIN, PROTOCOL_MAX),
+        mount: hello.protocol,
+    }))
+}
+
+type LastAnswer = (
+    Option<crate::tree::Agreement>,
+    Vec<crate::wire::message::Divergence>,
+);
+
+/// The last agreement, with what the batch that made it did not carry out. Where that
+/// does not fit into a frame there is no agreement: both sides are then compared in full,
+/// which is always right.
+fn last_answer(index: &PeerIndex) -> Result<LastAnswer, Error> {
+    let agreement = index.agreement()?;
+    let Some(bytes) = index.applied()? else {
+        return Ok((agreement, Vec::new()));
+    };
+    let Ok(mut answer) = postcard::from_bytes::<Answer>(&bytes) else {
+        return Ok((None, Vec::new()));
+    };
+    if bytes.len() > DIVERGED_MAX {
+        for divergence in &mut answer.diverged {
+            divergence.reason.clear();
+        }
+        if answer.diverged.len() * 8 > DIVERGED_MAX {
+            return Ok((None, Vec::new()));
+        }
+    }
+    Ok((agreement, answer.diverged))
+}

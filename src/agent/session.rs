@@ -1,0 +1,419 @@
+//! A session once both sides have greeted: four threads around one engine.
+//!
+//! The reader answers pings itself, so that a long scan or a slow disk is not taken for
+//! a dead agent; everything else it hands to the engine. The writer takes what is to be
+//! sent from a bounded queue: what holds it up holds up the engine, never memory. The
+//! watch hands on the kernel's events. A fourth thread reads large files.
+
+mod batches;
+mod reports;
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Select, Sender, bounded, never, unbounded};
+
+use super::Error;
+use super::fetch::{Fetches, Next, Request};
+use super::hello::Opened;
+use super::lock::Lock;
+use super::observer::{COOKIE, Job, Observer, Signal};
+use super::offer::Offer;
+use super::watch::{Watched, Watches};
+use crate::replica::Staging;
+use crate::replica::look::Look;
+use crate::tree::{Agreement, RelPath};
+use crate::wire::frame::{FrameError, read_message, write_message};
+use crate::wire::message::{BatchId, ToAgent, ToMount};
+
+/// How many messages may wait for the engine; of at most a frame each.
+const INCOMING: usize = 16;
+/// How many may wait to be written.
+const OUTGOING: usize = 16;
+/// How often a directory that cannot be watched is scanned: every two seconds, or ten
+/// times as long as the scan took.
+const SCAN_EVERY: Duration = Duration::from_secs(2);
+const SCAN_SHARE: u32 = 10;
+/// How long the last words may take to be written.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What other threads of the session did.
+enum Done {
+    Looked(RelPath, std::io::Result<Look>),
+    Synced(BatchId, std::io::Result<()>),
+}
+
+/// Somebody waits until everything up to now has been reported.
+struct Drain {
+    token: u64,
+    /// The cookie whose event has not come yet.
+    cookie: Option<Vec<u8>>,
+    /// Large files that are still being looked at, and how often that was in vain.
+    large: HashMap<RelPath, u32>,
+}
+
+struct Engine {
+    observer: Observer,
+    staging: Staging,
+    _lock: Lock,
+    out: Sender<ToMount>,
+    done: Sender<Done>,
+    fetches: Fetches,
+    next_fetch: Option<ToMount>,
+    offer: Option<Offer>,
+    dropped: VecDeque<BatchId>,
+    /// The batch whose names are being synced, and a commit that waits for it.
+    syncing: Option<BatchId>,
+    waiting: Option<(BatchId, Agreement)>,
+    drains: Vec<Drain>,
+    cookies: u64,
+    /// Up to where everything has been reported, and whether that was in this session.
+    reported: u64,
+    whole: bool,
+    degraded: Option<String>,
+    next_scan: Option<Instant>,
+}
+
+/// Runs the session to its end.
+pub(super) fn run<I, O>(opened: Opened<I, O>) -> Result<(), Error>
+where
+    I: Read + Send + 'static,
+    O: Write + Send + 'static,
+{
+    run_watching(opened, Watches::start())
+}
+
+/// The same with a watch that was started before, or could not be.
+pub(super) fn run_watching<I, O>(
+    opened: Opened<I, O>,
+    watches: std::io::Result<(Watches, Receiver<Watched>)>,
+) -> Result<(), Error>
+where
+    I: Read + Send + 'static,
+    O: Write + Send + 'static,
+{
+    let Opened {
+        input,
+        output,
+        served,
+        reserved,
+        staging,
+        index,
+        lock,
+        seen,
+    } = opened;
+    let spawn = |error| Error::io("start", "a thread", error);
+    let (out, to_write) = bounded(OUTGOING);
+    let (to_engine, incoming) = bounded(INCOMING);
+    let (done, dones) = unbounded();
+    let (jobs, to_look) = unbounded::<Job>();
+    let (written, end_of_writer) = bounded::<()>(1);
+    let pongs = out.clone();
+    thread("read", move || read(input, &to_engine, &pongs)).map_err(spawn)?;
+    thread("write", move || {
+        write(output, &to_write);
+        drop(written);
+    })
+    .map_err(spawn)?;
+    let looked = done.clone();
+    thread("look", move || {
+        for job in to_look {
+            let found = job.look();
+            if looked.send(Done::Looked(job.path, found)).is_err() {
+                return;
+            }
+        }
+    })
+    .map_err(spawn)?;
+    let (watches, events) = match watches {
+        Ok((mut watches, events)) => match watches.add_reserved(reserved.dir()) {
+            Ok(()) => (Ok(watches), events),
+            Err(error) => (Err(no_watch(&error)), never()),
+        },
+        Err(error) => (Err(no_watch(&error)), never()),
+    };
+    let mut engine = Engine {
+        observer: Observer::new(served, reserved, index, watches, jobs)?,
+        staging,
+        _lock: lock,
+        out,
+        done,
+        fetches: Fetches::default(),
+        next_fetch: None,
+        offer: None,
+        dropped: VecDeque::new(),
+        syncing: None,
+        waiting: None,
+        drains: Vec::new(),
+        cookies: 0,
+        reported: seen.map_or(0, |seen| seen.rev),
+        whole: seen.is_none(),
+        degraded: None,
+        next_scan: None,
+    };
+    let ended = engine
+        .start()
+        .and_then(|()| engine.all(&incoming, &events, &dones));
+    if let Err(error) = &ended
+        && !matches!(error, Error::Disconnected)
+    {
+        let reason = error.to_string();
+        let _ = engine
+            .out
+            .send_timeout(ToMount::Closing { reason }, LAST_WORDS);
+    }
+    // The lock goes with the engine, before anybody is told that the session is over.
+    drop(engine);
+    drop(incoming);
+    let _ = end_of_writer.recv_timeout(LAST_WORDS);
+    match ended {
+        Err(Error::Disconnected) => Ok(()),
+        other => other,
+    }
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map(|_| ())
+}
+
+fn no_watch(error: &std::io::Error) -> String {
+    format!("the directory cannot be watched ({error})")
+}
+
+type Incoming = Result<ToAgent, FrameError>;
+
+fn read(input: impl Read, engine: &Sender<Incoming>, pongs: &Sender<ToMount>) {
+    let mut input = BufReader::with_capacity(64 * 1024, input);
+    loop {
+        let message = match read_message::<ToAgent>(&mut input) {
+            Ok(Some(message)) => Ok(message),
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        let failed = message.is_err();
+        let sent = match message {
+            Ok(ToAgent::Ping { token }) => pongs.send(ToMount::Pong { token }).is_ok(),
+            other => engine.send(other).is_ok(),
+        };
+        if failed || !sent {
+            return;
+        }
+    }
+}
+
+fn write(output: impl Write, messages: &Receiver<ToMount>) {
+    let mut output = BufWriter::with_capacity(64 * 1024, output);
+    for message in messages {
+        // The reader notices the end of the link as well; here nothing can be said.
+        if write_message(&mut output, &message).is_err() {
+            return;
+        }
+    }
+}
+
+impl Engine {
+    /// Brings the index up to date and reports what the other side has not seen.
+    fn start(&mut self) -> Result<(), Error> {
+        self.remove_cookies()?;
+        if self.observer.index.redo()?.is_none() {
+            // Contents that are not complete are worth keeping for the next offer.
+            self.staging.clean(&|_| true)?;
+        }
+        self.scan()?;
+        self.check_root()?;
+        self.report(true)
+    }
+
+    fn all(
+        &mut self,
+        incoming: &Receiver<Incoming>,
+        events: &Receiver<Watched>,
+        dones: &Receiver<Done>,
+    ) -> Result<(), Error> {
+        let mut broken_watch = false;
+        let out = self.out.clone();
+        loop {
+            self.prepare_fetch()?;
+            let mut select = Select::new();
+            let from_mount = select.recv(incoming);
+            let from_threads = select.recv(dones);
+            if !broken_watch {
+                select.recv(events);
+            }
+            let to_mount = self.next_fetch.is_some().then(|| select.send(&out));
+            let due = [self.observer.due(), self.next_scan];
+            let ready = match due.into_iter().flatten().min() {
+                Some(due) => select.select_deadline(due).ok(),
+                None => Some(select.select()),
+            };
+            match ready {
+                None => {}
+                Some(ready) if ready.index() == from_mount => match ready.recv(incoming) {
+                    Ok(message) => self.message(message?)?,
+                    Err(_) => return Err(Error::Disconnected),
+                },
+                Some(ready) if ready.index() == from_threads => {
+                    if let Ok(done) = ready.recv(dones) {
+                        self.done(done)?;
+                    }
+                }
+                Some(ready) if Some(ready.index()) == to_mount => {
+                    // Takes what was prepared above; the branch exists only with it.
+                    let Some(message) = self.next_fetch.take() else {
+                        return Err(Error::Disconnected);
+                    };
+                    let sent = ready.send(&out, message);
+                    sent.map_err(|_| Error::Disconnected)?;
+                }
+                Some(ready) => match ready.recv(events) {
+                    Ok(Watched::Events(events)) => self.events(events)?,
+                    Ok(Watched::Failed(error)) => {
+                        broken_watch = true;
+                        self.degrade(no_watch(&error))?;
+                    }
+                    Err(_) => broken_watch = true,
+                },
+            }
+            self.observe()?;
+        }
+    }
+
+    fn send(&self, message: ToMount) -> Result<(), Error> {
+        self.out.send(message).map_err(|_| Error::Disconnected)
+    }
+
+    fn message(&mut self, message: ToAgent) -> Result<(), Error> {
+        match message {
+            ToAgent::Hello(_) => Err(Error::Protocol("a second hello".to_owned())),
+            ToAgent::Offer { batch, ops, more } => self.offer(batch, ops, more),
+            ToAgent::Data {
+                hash,
+                offset,
+                bytes,
+            } => self.data(hash, offset, &bytes),
+            ToAgent::Abandon { batch } => {
+                if self
+                    .offer
+                    .as_ref()
+                    .is_some_and(|offer| offer.batch == batch)
+                {
+                    self.drop_offer();
+                }
+                Ok(())
+            }
+            ToAgent::Commit {
+                batch, agreement, ..
+            } => self.commit(batch, agreement),
+            ToAgent::Fetch {
+                request,
+                path,
+                hash,
+                offset,
+            } => {
+                let request = Request {
+                    number: request,
+                    path,
+                    hash,
+                    offset,
+                };
+                match self.fetches.request(request) {
+                    Some(refusal) => self.send(refusal),
+                    None => Ok(()),
+                }
+            }
+            ToAgent::Drain { token } => self.drain(token),
+            ToAgent::Ping { token } => self.send(ToMount::Pong { token }),
+        }
+    }
+
+    fn prepare_fetch(&mut self) -> Result<(), Error> {
+        if self.next_fetch.is_some() {
+            return Ok(());
+        }
+        let root = &self.observer.served.root;
+        let Some(Next { message, changed }) = self.fetches.next(root, &self.observer.index) else {
+            return Ok(());
+        };
+        if let Some(path) = changed {
+            // Whatever it is now, the other side is told before the fetch fails.
+            self.observer.look(&path, false)?;
+            self.report(false)?;
+        }
+        self.next_fetch = Some(message);
+        Ok(())
+    }
+
+    fn events(&mut self, events: Vec<super::watch::Event>) -> Result<(), Error> {
+        let mut signals = Vec::new();
+        self.observer.take(events, &mut signals);
+        for signal in signals {
+            match signal {
+                Signal::Fence => return Err(Error::Fenced),
+                Signal::Cookie(name) => self.cookie(&name)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what is due, reports it, and answers those who waited for it.
+    fn observe(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        if self.next_scan.is_some_and(|at| at <= now) {
+            self.scan()?;
+        }
+        if self.observer.due().is_some_and(|due| due <= now) {
+            self.observer.process(false)?;
+        }
+        self.report(false)?;
+        self.answer_drains()
+    }
+
+    fn scan(&mut self) -> Result<(), Error> {
+        let begin = Instant::now();
+        self.observer.scan()?;
+        self.observer.commit()?;
+        let degraded = self.observer.unwatched().map(str::to_owned);
+        self.next_scan = degraded
+            .is_some()
+            .then(|| Instant::now() + SCAN_EVERY.max(begin.elapsed() * SCAN_SHARE));
+        if degraded != self.degraded {
+            self.degraded = degraded.clone();
+            self.send(ToMount::Watching { degraded })?;
+        }
+        Ok(())
+    }
+
+    fn degrade(&mut self, reason: String) -> Result<(), Error> {
+        self.observer.stop_watching(reason);
+        self.scan()
+    }
+
+    fn check_root(&self) -> Result<(), Error> {
+        let served = &self.observer.served;
+        if served.is_in_place(&self.observer.reserved) {
+            return Ok(());
+        }
+        Err(Error::RootGone {
+            path: served.path.clone(),
+        })
+    }
+
+    /// Removes the cookies of a session that was cut off.
+    fn remove_cookies(&self) -> Result<(), Error> {
+        let reserved = &self.observer.reserved;
+        let names = crate::tree::scan::names(reserved.dir())
+            .map_err(|error| Error::io("list", ".mirrorfs", error))?;
+        for name in names {
+            if let Ok(name) = String::from_utf8(name)
+                && name.starts_with(COOKIE)
+            {
+                reserved.remove_file(&name)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! Batches within a session: offered, filled, applied, synced.
+
+use super::super::offer::Offer;
+use super::super::{Error, applier};
+use super::{Done, Engine, Observer, thread};
+use crate::replica;
+use crate::replica::apply::{Answer, ApplyError, Batch};
+use crate::tree::{Agreement, ContentHash, RelPath};
+use crate::wire::message::{BatchId, ToMount};
+
+/// How many dropped batches are remembered.
+const DROPPED: usize = 64;
+
+impl Engine {
+    pub(super) fn offer(
+        &mut self,
+        batch: BatchId,
+        ops: Vec<crate::wire::message::Op>,
+        more: bool,
+    ) -> Result<(), Error> {
+        if self.offer.as_ref().is_none_or(|offer| offer.batch != batch) {
+            self.drop_offer();
+            if self.dropped.contains(&batch) {
+                // The rest of an offer that has failed.
+                return Ok(());
+            }
+        }
+        let offer = self.offer.get_or_insert_with(|| Offer::new(batch));
+        if let Err(reason) = offer.extend(ops) {
+            return self.fail(reason);
+        }
+        if more {
+            return Ok(());
+        }
+        let root = &self.observer.served.root;
+        match offer.wants(root, &self.staging, &self.observer.index) {
+            Ok(wants) => self.send(ToMount::Need { batch, wants }),
+            Err(reason) => self.fail(reason),
+        }
+    }
+
+    pub(super) fn data(
+        &mut self,
+        hash: ContentHash,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let Some(offer) = &mut self.offer else {
+            return Ok(());
+        };
+        match offer.data(&self.staging, hash, offset, bytes) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                if error.is_disk_full() {
+                    // Contents kept for a resumption must not be what fills the disk.
+                    let needed = offer.contents();
+                    self.staging.clean(&|hash| needed.contains(&hash))?;
+                }
+                self.fail(why(&error))
+            }
+        }
+    }
+
+    /// Drops the offered batch; what arrived of its contents stays for the next one.
+    pub(super) fn drop_offer(&mut self) {
+        if let Some(offer) = self.offer.take() {
+            self.dropped.push_back(offer.batch);
+            if self.dropped.len() > DROPPED {
+                self.dropped.pop_front();
+            }
+        }
+    }
+
+    pub(super) fn fail(&mut self, reason: String) -> Result<(), Error> {
+        let Some(batch) = self.offer.as_ref().map(|offer| offer.batch) else {
+            return Ok(());
+        };
+        self.drop_offer();
+        self.send(ToMount::Failed { batch, reason })
+    }
+
+    pub(super) fn commit(&mut self, batch: BatchId, agreement: Agreement) -> Result<(), Error> {
+        if self.syncing.is_some() {
+            // One redo record at a time.
+            self.waiting = Some((batch, agreement));
+            return Ok(());
+        }
+        if let Some(answer) = self.answered(batch)? {
+            let upto = self.revision();
+            self.send(ToMount::Applied {
+                batch,
+                diverged: answer.diverged,
+                upto,
+            })?;
+            return self.send(ToMount::Durable { batch });
+        }
+        let ops = match self.offer.as_ref().filter(|offer| offer.batch == batch) {
+            Some(offer) => match offer.missing() {
+                Some(0) => self.offer.take().map(|offer| offer.ops).unwrap_or_default(),
+                Some(missing) => {
+                    return self.fail(format!(
+                        "{missing} contents of the batch are missing: offer it again"
+                    ));
+                }
+                None => return self.fail("committed before all its steps had come".to_owned()),
+            },
+            None if self.dropped.contains(&batch) => {
+                let reason = "the batch had been dropped".to_owned();
+                return self.send(ToMount::Failed { batch, reason });
+            }
+            None => Vec::new(),
+        };
+        self.check_root()?;
+        self.report(false)?;
+        let batch = Batch {
+            id: batch,
+            agreement,
+            ops,
+        };
+        self.apply(batch)
+    }
+
+    /// The answer to a batch that has been applied already.
+    pub(super) fn answered(&self, batch: BatchId) -> Result<Option<Answer>, Error> {
+        let Some(bytes) = self.observer.index.applied()? else {
+            return Ok(None);
+        };
+        let answer = postcard::from_bytes::<Answer>(&bytes).ok();
+        Ok(answer.filter(|answer| answer.batch == batch))
+    }
+
+    pub(super) fn apply(&mut self, batch: Batch) -> Result<(), Error> {
+        let id = batch.id;
+        let paths: Vec<RelPath> = batch
+            .ops
+            .iter()
+            .map(|op| crate::replica::apply::path_of(op).clone())
+            .collect();
+        let Observer {
+            served,
+            reserved,
+            index,
+            ..
+        } = &mut self.observer;
+        let outcome = match applier(&served.root, reserved, &self.staging, index).apply(batch) {
+            Ok(outcome) => outcome,
+            Err(error @ ApplyError::Interrupted(_)) => return Err(error.into()),
+            Err(error) => {
+                let reason = match &error {
+                    ApplyError::Replica(error) => why(error),
+                    other => other.to_string(),
+                };
+                return self.send(ToMount::Failed { batch: id, reason });
+            }
+        };
+        // What the batch itself brought is known there already.
+        self.reported = self.observer.index.rev();
+        for dir in &outcome.rewatch {
+            self.observer.look(dir, true)?;
+        }
+        for path in &outcome.recheck {
+            self.observer.look(path, true)?;
+        }
+        for divergence in &outcome.diverged {
+            if let Some(path) = paths.get(divergence.op as usize) {
+                self.observer.renew(path)?;
+            }
+        }
+        self.report(false)?;
+        let upto = self.revision();
+        self.send(ToMount::Applied {
+            batch: id,
+            diverged: outcome.diverged,
+            upto,
+        })?;
+        let (done, unsynced) = (self.done.clone(), outcome.unsynced);
+        self.syncing = Some(id);
+        thread("sync", move || {
+            // Nobody waits for it any more if this fails.
+            let _ = done.send(Done::Synced(id, unsynced.sync()));
+        })
+        .map_err(|error| Error::io("start", "a thread", error))
+    }
+
+    pub(super) fn done(&mut self, done: Done) -> Result<(), Error> {
+        match done {
+            Done::Looked(path, found) => {
+                self.observer.looked(&path, found)?;
+                for drain in &mut self.drains {
+                    if let Some(looks) = drain.large.get_mut(&path) {
+                        *looks += 1;
+                    }
+                }
+                Ok(())
+            }
+            Done::Synced(batch, synced) => {
+                let path = self.observer.served.path.display();
+                synced.map_err(|error| Error::io("sync", path, error))?;
+                self.observer.commit()?;
+                let Observer {
+                    served,
+                    reserved,
+                    index,
+                    ..
+                } = &mut self.observer;
+                applier(&served.root, reserved, &self.staging, index).synced()?;
+                let needed = self.offer.as_ref().map(Offer::contents).unwrap_or_default();
+                self.staging.clean(&|hash| needed.contains(&hash))?;
+                self.syncing = None;
+                self.send(ToMount::Durable { batch })?;
+                match self.waiting.take() {
+                    Some((batch, agreement)) => self.commit(batch, agreement),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// What went wrong, for people, with what to do about it.
+fn why(error: &replica::Error) -> String {
+    if error.is_disk_full() {
+        return format!("the peer's disk is full: make room there; nothing was changed ({error})");
+    }
+    error.to_string()
+}

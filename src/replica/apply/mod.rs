@@ -1,0 +1,254 @@
+//! Carrying out a batch on a plain directory: as a whole as far as names go, by renames
+//! only, and without ever overwriting what nobody has seen.
+//!
+//! 1. `prepare`: everything new becomes an inode in staging. Until here a full disk or
+//!    a wrong content drops the batch and leaves no trace.
+//! 2. The inodes are synced, and a redo record of the batch is committed durably.
+//! 3. `run`: the steps, one rename each. A step that finds something else than it
+//!    expects diverges: nothing is changed by it, and the rest goes on.
+//! 4. `rows`: what is now in the tree, the agreement and the answer are committed
+//!    together.
+//! 5. The names are synced ([`Unsynced::sync`]) and the record is removed.
+//!
+//! Cut off anywhere after 2, [`Applier::recover`] completes the batch: what a step has
+//! done is recognised by inode.
+
+mod prepare;
+mod record;
+mod rows;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use mirrorfs_journal::index::{Durable, IndexError, PeerIndex};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Reserved, Root, Staging};
+use crate::tree::{Agreement, RelPath};
+use crate::wire::message::{BatchId, Divergence, Op};
+pub use prepare::path_of;
+use record::Record;
+
+/// The file in `.mirrorfs` that exists while names are being moved.
+const MARKER: &str = "applying";
+/// The file in `.mirrorfs` that names the last agreement of the tree itself.
+pub(crate) const AGREEMENT: &str = "agreement";
+/// How many directories are synced one by one before the whole filesystem is.
+const SYNCED_SINGLY: usize = 16;
+
+/// What stops a batch before anything in the tree has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The replica's directory failed; a full disk, for the most part.
+    #[error("{0}")]
+    Replica(#[from] Error),
+    /// The index failed.
+    #[error("{0}")]
+    Index(#[from] IndexError),
+    /// The batch makes no sense.
+    #[error("the batch cannot be carried out: {0}")]
+    Malformed(String),
+    /// The redo record of an interrupted batch cannot be read.
+    #[error("the record of the interrupted batch is damaged: {0}")]
+    Record(postcard::Error),
+    /// The batch was begun and could not be ended. [`Applier::recover`] completes it.
+    #[error("applying was interrupted, and will be completed by the next session: {0}")]
+    Interrupted(Box<ApplyError>),
+    /// A test cut the batch off.
+    #[cfg(test)]
+    #[error("cut off")]
+    Cut,
+}
+
+/// A batch whose contents are all staged.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Its identity.
+    pub id: BatchId,
+    /// What both sides hold when it has been applied.
+    pub agreement: Agreement,
+    /// The steps.
+    pub ops: Vec<Op>,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The batch.
+    pub batch: BatchId,
+    /// Steps that were not carried out.
+    pub diverged: Vec<Divergence>,
+    /// Paths at which something may be that the index does not know.
+    pub recheck: Vec<RelPath>,
+    /// Directories that were made or moved, whose watches are missing or misplaced.
+    pub rewatch: Vec<RelPath>,
+    /// What is not durable yet.
+    pub unsynced: Unsynced,
+}
+
+/// The answer to a batch, kept until the next one in case the link was cut before it
+/// arrived.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// The batch.
+    pub batch: BatchId,
+    /// Steps that were not carried out.
+    pub diverged: Vec<Divergence>,
+}
+
+/// Names that have been moved and may still be lost to a power loss.
+#[derive(Clone)]
+pub struct Unsynced {
+    root: Root,
+    /// The directories concerned; none for the whole filesystem.
+    dirs: Option<Vec<RelPath>>,
+}
+
+impl std::fmt::Debug for Unsynced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Unsynced").field(&self.dirs).finish()
+    }
+}
+
+impl Unsynced {
+    /// Makes the names durable. Takes as long as the disk takes.
+    pub fn sync(&self) -> std::io::Result<()> {
+        let Some(dirs) = &self.dirs else {
+            return Ok(rustix::fs::syncfs(self.root.fd())?);
+        };
+        for dir in dirs {
+            let Ok(fd) = self.root.dir(dir) else {
+                // Somebody moved it: wherever it is, it is on this filesystem.
+                return Ok(rustix::fs::syncfs(self.root.fd())?);
+            };
+            super::reserved::sync_dir(std::os::fd::AsFd::as_fd(&fd))?;
+        }
+        Ok(())
+    }
+}
+
+/// Applies batches to one directory.
+pub struct Applier<'a> {
+    /// The directory.
+    pub root: &'a Root,
+    /// Its `.mirrorfs`.
+    pub reserved: &'a Reserved,
+    /// The staging directory therein.
+    pub staging: &'a Staging,
+    /// The index of the directory.
+    pub index: &'a mut PeerIndex,
+    /// Called before each rename. A test changes the tree there, or cuts the batch off
+    /// by answering true.
+    #[cfg(test)]
+    pub hook: Option<Box<dyn FnMut() -> bool>>,
+}
+
+impl Applier<'_> {
+    /// Applies a batch. An error means that nothing in the tree was changed, unless it is
+    /// [`ApplyError::Interrupted`].
+    pub fn apply(&mut self, batch: Batch) -> Result<Outcome, ApplyError> {
+        let record = self.prepare(batch)?;
+        if let Err(error) = self.write_record(&record) {
+            self.undo_preparation(&record.steps);
+            self.reserved.remove_file(MARKER)?;
+            return Err(error);
+        }
+        self.complete(record, false)
+            .map_err(|error| ApplyError::Interrupted(Box::new(error)))
+    }
+
+    fn write_record(&mut self, record: &Record) -> Result<(), ApplyError> {
+        self.reserved.replace_file(MARKER, b"")?;
+        let bytes = record.encode()?;
+        self.index
+            .transaction(Durable::PowerLoss, |index| index.set_redo(&bytes))?;
+        Ok(())
+    }
+
+    /// Completes a batch that was cut off, if there is one, and makes it durable.
+    pub fn recover(&mut self) -> Result<Option<Outcome>, ApplyError> {
+        let Some(bytes) = self.index.redo()? else {
+            self.reserved.remove_file(MARKER)?;
+            return Ok(None);
+        };
+        let (boot, record) = Record::decode(&bytes)?;
+        // Names that were moved in this life of the machine are where they were moved.
+        let outcome = if boot.is_some() && boot == record::boot_id() {
+            Outcome {
+                batch: record.batch,
+                diverged: Vec::new(),
+                recheck: Vec::new(),
+                rewatch: Vec::new(),
+                unsynced: Unsynced {
+                    root: self.root.clone(),
+                    dirs: None,
+                },
+            }
+        } else {
+            self.reserved.replace_file(MARKER, b"")?;
+            self.complete(record, true)?
+        };
+        outcome.unsynced.sync().map_err(|source| Error::Io {
+            action: "sync",
+            path: ".".to_owned(),
+            source,
+        })?;
+        self.synced()?;
+        Ok(Some(outcome))
+    }
+
+    /// To be called once the outcome of the last batch has been synced: the tree is
+    /// marked with the agreement and the redo record goes.
+    pub fn synced(&mut self) -> Result<(), ApplyError> {
+        if let Some(agreement) = self.index.agreement()? {
+            let text = serde_json::to_vec_pretty(&AgreementFile::from(agreement))
+                .map_err(|error| ApplyError::Malformed(error.to_string()))?;
+            self.reserved.replace_file(AGREEMENT, &text)?;
+        }
+        self.index
+            .transaction(Durable::PowerLoss, |index| index.clear_redo())?;
+        Ok(())
+    }
+
+    fn complete(&mut self, record: Record, resumed: bool) -> Result<Outcome, ApplyError> {
+        let done = self.run(&record, resumed)?;
+        let outcome = self.commit(record, done)?;
+        self.reserved.remove_file(MARKER)?;
+        Ok(outcome)
+    }
+}
+
+/// How an agreement is written into the tree, for people to read.
+#[derive(Serialize, Deserialize)]
+struct AgreementFile {
+    number: u64,
+    nonce: String,
+    previous: Option<String>,
+}
+
+impl From<Agreement> for AgreementFile {
+    fn from(agreement: Agreement) -> Self {
+        Self {
+            number: agreement.number,
+            nonce: agreement.nonce.to_string(),
+            previous: agreement.previous.map(|id| id.to_string()),
+        }
+    }
+}
+
+/// The agreement that the tree itself says it holds. A file that cannot be read says
+/// nothing.
+pub fn marked_agreement(reserved: &Reserved) -> Result<Option<Agreement>, Error> {
+    use crate::tree::Id;
+    let Some(text) = reserved.read_file(AGREEMENT)? else {
+        return Ok(None);
+    };
+    let Ok(file) = serde_json::from_slice::<AgreementFile>(&text) else {
+        return Ok(None);
+    };
+    Ok(Id::parse(&file.nonce).map(|nonce| Agreement {
+        number: file.number,
+        nonce,
+        previous: file.previous.as_deref().and_then(Id::parse),
+    }))
+}

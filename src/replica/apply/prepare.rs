@@ -1,0 +1,243 @@
+//! Everything that a batch needs before the first name is moved.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
+
+use super::record::{Record, Staged, Step};
+use super::{Applier, ApplyError, Batch};
+use crate::replica::{Context, Error, Owner, StagedName, keep};
+use crate::tree::scan;
+use crate::tree::{Content, ContentHash, Entry, RESERVED, RelPath, Timestamp};
+use crate::wire::message::{Expect, Op};
+
+/// Up to how many inodes are synced one by one before the whole filesystem is.
+const SYNCED_SINGLY: usize = 32;
+
+impl Applier<'_> {
+    /// Makes all new inodes of a batch, durably. If that fails, what was made goes, and
+    /// the contents stay staged.
+    pub(super) fn prepare(&mut self, batch: Batch) -> Result<Record, ApplyError> {
+        check_slots(&batch.ops)?;
+        let mut uses: HashMap<ContentHash, u32> = HashMap::new();
+        for (hash, _) in batch.ops.iter().filter_map(Op::content) {
+            *uses.entry(hash).or_default() += 1;
+        }
+        let mut steps = Vec::with_capacity(batch.ops.len());
+        let default_owner = self.default_owner()?;
+        for op in batch.ops {
+            match self.step(op, &mut uses, default_owner) {
+                Ok(step) => steps.push(step),
+                Err(error) => {
+                    self.undo_preparation(&steps);
+                    return Err(error);
+                }
+            }
+        }
+        if let Err(error) = self.sync_staged(&steps) {
+            self.undo_preparation(&steps);
+            return Err(error.into());
+        }
+        Ok(Record {
+            batch: batch.id,
+            agreement: batch.agreement,
+            stamp: keep::stamp(Timestamp::now()),
+            steps,
+        })
+    }
+
+    fn step(
+        &self,
+        op: Op,
+        uses: &mut HashMap<ContentHash, u32>,
+        default_owner: Option<Owner>,
+    ) -> Result<Step, ApplyError> {
+        let last = op.content().is_some_and(|(hash, _)| {
+            uses.get_mut(&hash).is_some_and(|uses| {
+                *uses -= 1;
+                *uses == 0
+            })
+        });
+        let mut step = Step {
+            refused: refusal(&op),
+            op,
+            staged: None,
+            before: None,
+        };
+        if step.refused.is_some() {
+            return Ok(step);
+        }
+        step.before = match &step.op {
+            Op::Park { from: path, .. } | Op::Remove { path, .. } => self.ino(path)?,
+            _ => None,
+        };
+        step.staged = match &step.op {
+            Op::MakeDir { entry, .. } => Some(self.stage(entry, false, default_owner)?),
+            Op::KeepConflict { entry, .. } => Some(self.stage(entry, last, None)?),
+            Op::Put {
+                path,
+                entry,
+                expect,
+            } => {
+                let replaced = match (default_owner, expect) {
+                    (Some(_), Expect::Entry(_)) => self.owner(path)?,
+                    _ => None,
+                };
+                Some(self.stage(entry, last, replaced.or(default_owner))?)
+            }
+            _ => None,
+        };
+        Ok(step)
+    }
+
+    fn stage(&self, entry: &Entry, last: bool, owner: Option<Owner>) -> Result<Staged, ApplyError> {
+        let name = StagedName::random()?;
+        let placed = match self.staging.instantiate(entry, &name, last, owner) {
+            Ok(placed) => placed,
+            Err(error) => {
+                self.give_back(entry, &name, last);
+                return Err(error.into());
+            }
+        };
+        let path = || format!(".mirrorfs/staging/{}", name.as_str());
+        let stat = scan::stat_at(self.staging.dir(), name.as_ref())
+            .context("look at", path())?
+            .ok_or(rustix::io::Errno::NOENT)
+            .context("look at", path())?;
+        Ok(Staged {
+            ino: placed.ino,
+            complete: placed.complete,
+            size: scan::size_of(&stat),
+            mtime: scan::mtime_of(&stat),
+            taken: last && matches!(entry.content, Content::File { .. }),
+            name,
+        })
+    }
+
+    /// Takes back what was prepared, as far as it is still in staging.
+    pub(super) fn undo_preparation(&self, steps: &[Step]) {
+        for step in steps {
+            let (Op::Put { entry, .. }
+            | Op::KeepConflict { entry, .. }
+            | Op::MakeDir { entry, .. }) = &step.op
+            else {
+                continue;
+            };
+            if let Some(staged) = &step.staged {
+                self.give_back(entry, &staged.name, staged.taken);
+            }
+        }
+    }
+
+    /// A content that became an inode is a content again. Failures leave it under its
+    /// random name, to be cleaned up.
+    fn give_back(&self, entry: &Entry, name: &StagedName, taken: bool) {
+        let dir = self.staging.dir();
+        if let (Content::File { hash, .. }, true) = (&entry.content, taken) {
+            let _ = rustix::fs::renameat(dir, name.as_str(), dir, hash.to_string());
+        }
+        let _ = self.staging.discard(name);
+    }
+
+    fn sync_staged(&self, steps: &[Step]) -> Result<(), Error> {
+        let staged: Vec<_> = steps
+            .iter()
+            .filter_map(|step| step.staged.as_ref())
+            .collect();
+        if staged.len() > SYNCED_SINGLY {
+            return rustix::fs::syncfs(self.root.fd()).context("sync", ".");
+        }
+        for staged in &staged {
+            let shown = || format!(".mirrorfs/staging/{}", staged.name.as_str());
+            // Links and directories are metadata only, which syncing staging covers.
+            match scan::open_file(self.staging.dir(), staged.name.as_ref()) {
+                Ok(file) => file.sync_all().context("sync", shown())?,
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    return rustix::fs::syncfs(self.root.fd()).context("sync", ".");
+                }
+                Err(_) => {}
+            }
+        }
+        if staged.is_empty() {
+            return Ok(());
+        }
+        self.staging.sync()
+    }
+
+    fn ino(&self, path: &RelPath) -> Result<Option<u64>, ApplyError> {
+        let stat = self.root.stat(path);
+        // What cannot be looked at is found out about by the step itself.
+        Ok(stat.ok().flatten().map(|stat| stat.st_ino))
+    }
+
+    /// Who owns what root makes: a directory served by root belongs to somebody.
+    fn default_owner(&self) -> Result<Option<Owner>, ApplyError> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        let stat = rustix::fs::fstat(self.root.fd().as_fd()).context("look at", ".")?;
+        Ok(Some(Owner {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }))
+    }
+
+    fn owner(&self, path: &RelPath) -> Result<Option<Owner>, ApplyError> {
+        let stat = self.root.stat(path).context("look at", path.to_string())?;
+        Ok(stat.map(|stat| Owner {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }))
+    }
+}
+
+fn check_slots(ops: &[Op]) -> Result<(), ApplyError> {
+    let mut parked = HashSet::new();
+    for op in ops {
+        match op {
+            Op::Park { slot, .. } if !parked.insert(*slot) => {
+                return Err(ApplyError::Malformed(format!("slot {slot} is used twice")));
+            }
+            Op::Unpark { slot, .. } if !parked.remove(slot) => {
+                return Err(ApplyError::Malformed(format!("slot {slot} holds nothing")));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Why a step is refused whatever is in the tree.
+fn refusal(op: &Op) -> Option<String> {
+    let path = path_of(op);
+    if path.is_root() {
+        return Some("the root of the tree is not changed".to_owned());
+    }
+    if path.components().next() == Some(RESERVED) {
+        return Some(format!("{path}: .mirrorfs is reserved"));
+    }
+    match op {
+        Op::MakeDir { entry, .. } if entry.content != Content::Directory => {
+            Some(format!("{path}: not a directory's entry"))
+        }
+        Op::Put { entry, .. } | Op::KeepConflict { entry, .. }
+            if entry.content == Content::Directory =>
+        {
+            Some(format!("{path}: a directory is not put"))
+        }
+        _ => None,
+    }
+}
+
+/// The path that a step changes; where something moves, the one it ends at.
+pub fn path_of(op: &Op) -> &RelPath {
+    match op {
+        Op::Park { from: path, .. }
+        | Op::Unpark { to: path, .. }
+        | Op::MakeDir { path, .. }
+        | Op::Put { path, .. }
+        | Op::SetMeta { path, .. }
+        | Op::Remove { path, .. }
+        | Op::RemoveDir { path }
+        | Op::KeepConflict { path, .. } => path,
+    }
+}

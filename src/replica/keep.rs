@@ -1,0 +1,132 @@
+//! Putting aside what a batch displaces: into the trash, or among the conflicts. Always
+//! by rename, so that it needs no room, loses no attribute and cannot be cut in half.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::beneath::{Place, rename_new};
+use crate::tree::{RelPath, Timestamp};
+
+/// How many things that were displaced from one path a batch can tell apart.
+const SHELVES: u32 = 10_000;
+
+/// A directory named after a batch, within the trash or the conflicts, in which things
+/// are kept under the path they had.
+pub(crate) struct Shelf<'a> {
+    dir: BorrowedFd<'a>,
+    name: String,
+}
+
+impl<'a> Shelf<'a> {
+    /// The shelf of a batch in `dir`. It is made when it is first used.
+    pub(crate) fn new(dir: BorrowedFd<'a>, name: impl Into<String>) -> Self {
+        Self {
+            dir,
+            name: name.into(),
+        }
+    }
+
+    /// Moves a name onto the shelf and says where it is, relative to the shelf's
+    /// directory. What already lies there is never displaced: then a further shelf is
+    /// begun.
+    pub(crate) fn keep(&self, from: Place<'_>, path: &RelPath) -> io::Result<String> {
+        let mut number = 1;
+        loop {
+            let shelf = match number {
+                1 => self.name.clone(),
+                _ => format!("{}.{number}", self.name),
+            };
+            let kept = self
+                .open(&shelf, path)
+                .and_then(|dir| rename_new(from, Place::new(&dir, path.name())));
+            match kept {
+                Ok(()) => return Ok(format!("{shelf}/{path}")),
+                Err(error)
+                    if number < SHELVES
+                        && matches!(
+                            Errno::from_io_error(&error),
+                            Some(Errno::EXIST | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR)
+                        ) =>
+                {
+                    number += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Opens the directory of a path on a shelf, making what is missing.
+    fn open(&self, shelf: &str, path: &RelPath) -> io::Result<OwnedFd> {
+        let mut dir = enter(self.dir, shelf.as_bytes())?;
+        let parent = path.parent().unwrap_or_default();
+        for name in parent.components() {
+            dir = enter(dir.as_fd(), name)?;
+        }
+        Ok(dir)
+    }
+}
+
+fn enter(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    let place = Place { dir, name };
+    match rustix::fs::mkdirat(dir, place.os_name(), Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(rustix::fs::openat(
+        dir,
+        place.os_name(),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// A moment as `yyyymmddThhmmssZ`, in UTC.
+pub(crate) fn stamp(at: Timestamp) -> String {
+    let nanos = i32::try_from(at.nanos).unwrap_or(0);
+    match jiff::Timestamp::new(at.secs, nanos) {
+        Ok(at) => at.strftime("%Y%m%dT%H%M%SZ").to_string(),
+        Err(_) => "00000000T000000Z".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+
+    #[test]
+    fn displaces_nothing_that_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("shelf")).unwrap();
+        let (from, to) = (
+            File::open(dir.path()).unwrap(),
+            File::open(at("shelf")).unwrap(),
+        );
+        let shelf = Shelf::new(to.as_fd(), "now");
+        let keep = |content: &str, path: &str| {
+            fs::write(at("x"), content).unwrap();
+            shelf
+                .keep(Place::new(&from, "x"), &RelPath::new(path).unwrap())
+                .unwrap()
+        };
+        assert_eq!(keep("1", "a"), "now/a");
+        assert_eq!(keep("2", "a"), "now.2/a");
+        assert_eq!(keep("3", "a/b/c"), "now.3/a/b/c");
+        assert_eq!(keep("4", "d/e"), "now/d/e");
+        for (content, path) in [("1", "now/a"), ("2", "now.2/a"), ("3", "now.3/a/b/c")] {
+            assert_eq!(fs::read_to_string(at("shelf").join(path)).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn stamps_are_utc() {
+        let at = |secs| stamp(Timestamp { secs, nanos: 1 });
+        assert_eq!(at(0), "19700101T000000Z");
+        assert_eq!(at(1_700_000_000), "20231114T221320Z");
+        assert_eq!(at(i64::MAX), "00000000T000000Z");
+    }
+}
