@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod agent;
+pub mod fs;
 pub mod reconcile;
 pub mod replica;
 pub mod tree;

@@ -1,0 +1,111 @@
+//! Who makes a request, and what that means for what is created.
+
+use std::cell::Cell;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, Gid, Mode, Uid};
+use rustix::io::Errno;
+
+/// The process behind a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Its filesystem user.
+    pub uid: u32,
+    /// Its filesystem group.
+    pub gid: u32,
+    /// Its thread id, in the daemon's namespace; 0 if there is none.
+    pub pid: u32,
+}
+
+impl Caller {
+    /// This process itself.
+    pub fn own() -> Self {
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            pid: 0,
+        }
+    }
+
+    /// Whether the caller may keep setuid and setgid bits on what it writes to.
+    /// What counts is CAP_FSETID, which the request does not tell.
+    pub(super) fn is_privileged(&self) -> bool {
+        self.uid == 0
+    }
+
+    /// Whether the caller belongs to a group. The request carries the primary one
+    /// only; the others are looked up.
+    pub(super) fn in_group(&self, gid: u32) -> bool {
+        if self.gid == gid {
+            return true;
+        }
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid)) else {
+            return false;
+        };
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("Groups:"))
+            .is_some_and(|groups| {
+                groups
+                    .split_ascii_whitespace()
+                    .any(|group| group.parse() == Ok(gid))
+            })
+    }
+}
+
+thread_local! {
+    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sets the calling thread's umask, so that lower applies it, or does not where a
+/// default ACL rules.
+pub(super) fn set_umask(umask: u32) -> Result<(), Errno> {
+    OWN_UMASK.with(|own| {
+        if !own.get() {
+            // SAFETY: unsharing CLONE_FS gives this thread an umask, root and working
+            // directory of its own; no descriptor and no memory is affected.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
+            own.set(true);
+        }
+        rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
+        Ok(())
+    })
+}
+
+/// Hands a node that root just created to the caller. In a directory with the
+/// setgid bit lower has set the group already.
+///
+/// Creating under setfsuid instead would take away the rights that come from
+/// supplementary groups.
+pub(super) fn hand_over(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    caller: &Caller,
+    directory_mode: u32,
+    mode: Option<u32>,
+) -> Result<(), Errno> {
+    let own = Caller::own();
+    if own.uid != 0 || (caller.uid == 0 && caller.gid == 0) {
+        return Ok(());
+    }
+    let group = (directory_mode & 0o2000 == 0).then(|| Gid::from_raw(caller.gid));
+    let name = super::lower::c_name(name)?;
+    rustix::fs::chownat(
+        directory,
+        &name,
+        Some(Uid::from_raw(caller.uid)),
+        group,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
+    // chown takes setuid and setgid from whatever is no directory.
+    if let Some(mode) = mode.filter(|mode| mode & 0o6000 != 0) {
+        let now = super::lower::stat_name(directory, name.as_bytes())?;
+        rustix::fs::chmodat(
+            directory,
+            &name,
+            Mode::from_raw_mode(now.mode | (mode & 0o6000)),
+            AtFlags::empty(),
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! Attributes and extended attributes.
+
+use std::os::fd::AsFd;
+
+use mirrorfs_journal::{Change, Origin};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::attributes::Attributes;
+use super::descriptors::Use;
+use super::lower::{c_name, proc_path, stat_open};
+use super::ops_data::privileged_bits;
+use super::table::Node;
+use super::{Caller, Filesystem, Result};
+use crate::tree::{Ino, Timestamp, Xattrs};
+
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
+/// A time to be set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetTime {
+    /// The present.
+    Now,
+    /// This one.
+    To(Timestamp),
+}
+
+/// Attributes to be set; what is none stays.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Changes {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Time of last access.
+    pub atime: Option<SetTime>,
+    /// Time of the last change of the content.
+    pub mtime: Option<SetTime>,
+}
+
+impl Filesystem {
+    /// Sets attributes, the size among them.
+    pub fn setattr(&self, caller: &Caller, ino: Ino, changes: &Changes) -> Result<Attributes> {
+        self.writable()?;
+        let _namespace = self.namespace.read();
+        let node = self.node(ino)?;
+        let _content = node.content.lock();
+        let claim = self.claim_meta(caller, ino)?;
+        let origin = claim.as_ref().map_or(Origin::Local, |claim| claim.origin);
+        if let Some(size) = changes.size {
+            let file = self.file(&node, Use::Write)?;
+            self.preserve(ino, &file, |before| size..before.max(size));
+            rustix::fs::ftruncate(&file, size)?;
+            let attributes = self.after_write(&file, !caller.is_privileged())?;
+            let n = self.record_node(origin, &node, || Change::Truncate {
+                ino,
+                attr: attributes.recorded(),
+            })?;
+            self.claim_done(claim.as_ref(), ino, n);
+        }
+        let only_size = Changes {
+            size: changes.size,
+            ..Changes::default()
+        };
+        if *changes == only_size {
+            return self.stat(&node);
+        }
+        self.set_metadata(&node, changes, caller)?;
+        let attributes = self.stat(&node)?;
+        let n = self.record_node(origin, &node, || Change::Attr {
+            ino,
+            attr: attributes.recorded(),
+        })?;
+        self.claim_done(claim.as_ref(), ino, n);
+        Ok(attributes)
+    }
+
+    fn set_metadata(&self, node: &Node, changes: &Changes, caller: &Caller) -> Result<()> {
+        let handle = self.handle(node)?;
+        let path = proc_path(handle.as_fd());
+        if changes.uid.is_some() || changes.gid.is_some() {
+            let before = stat_open(handle.as_fd())?;
+            rustix::fs::chownat(
+                &handle,
+                "",
+                changes.uid.map(Uid::from_raw),
+                changes.gid.map(Gid::from_raw),
+                AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW,
+            )?;
+            // Lower clears these for anybody but a directory; make sure of it, whoever
+            // lower takes us for.
+            let after = stat_open(handle.as_fd())?;
+            let privileged = privileged_bits(&after);
+            if !caller.is_privileged() && privileged != 0 && node.file_type == before.file_type {
+                rustix::fs::chmod(&path, Mode::from_raw_mode(after.mode & !privileged))?;
+            }
+        }
+        if let Some(mode) = changes.mode {
+            if node.file_type == FileType::Symlink {
+                return Err(Errno::OPNOTSUPP);
+            }
+            rustix::fs::chmod(&path, Mode::from_raw_mode(mode & 0o7777))?;
+        }
+        if changes.atime.is_some() || changes.mtime.is_some() {
+            let times = Timestamps {
+                last_access: timespec(changes.atime),
+                last_modification: timespec(changes.mtime),
+            };
+            rustix::fs::utimensat(&handle, "", &times, AtFlags::EMPTY_PATH)?;
+        }
+        Ok(())
+    }
+
+    /// Reads an extended attribute.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let _namespace = self.namespace.read();
+        let node = self.node(ino)?;
+        let handle = self.handle(&node)?;
+        let path = proc_path(handle.as_fd());
+        let name = c_name(name)?;
+        read_growing(|buffer| rustix::fs::getxattr(&path, &name, buffer))
+    }
+
+    /// Lists extended attributes, each name followed by a NUL.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        let _namespace = self.namespace.read();
+        let node = self.node(ino)?;
+        let handle = self.handle(&node)?;
+        let path = proc_path(handle.as_fd());
+        read_growing(|buffer| rustix::fs::listxattr(&path, buffer))
+    }
+
+    /// Sets an extended attribute.
+    pub fn setxattr(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        self.change_xattr(caller, ino, name, |path, c_name| {
+            rustix::fs::setxattr(path, c_name, value, flags)
+        })
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
+        self.change_xattr(caller, ino, name, |path, c_name| {
+            rustix::fs::removexattr(path, c_name)
+        })
+    }
+
+    fn change_xattr(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        name: &[u8],
+        change: impl FnOnce(&std::path::Path, &std::ffi::CStr) -> Result<()>,
+    ) -> Result<()> {
+        self.writable()?;
+        let _namespace = self.namespace.read();
+        let node = self.node(ino)?;
+        let _content = node.content.lock();
+        let claim = self.claim_meta(caller, ino)?;
+        let origin = claim.as_ref().map_or(Origin::Local, |claim| claim.origin);
+        let handle = self.handle(&node)?;
+        let path = proc_path(handle.as_fd());
+        change(&path, &c_name(name)?)?;
+        let mut attributes = self.stat(&node)?;
+        if name == ACCESS_ACL
+            && attributes.mode & 0o2000 != 0
+            && node.file_type != FileType::Directory
+            && !caller.is_privileged()
+            && !caller.in_group(attributes.gid)
+        {
+            // As chmod by somebody outside the group would.
+            rustix::fs::chmod(&path, Mode::from_raw_mode(attributes.mode & !0o2000))?;
+            attributes = self.stat(&node)?;
+        }
+        let n = if name.starts_with(b"user.") {
+            let xattrs = user_xattrs(&path)?;
+            self.record_node(origin, &node, || Change::Xattrs {
+                ino,
+                attr: attributes.recorded(),
+                xattrs,
+            })?
+        } else {
+            self.record_node(origin, &node, || Change::Attr {
+                ino,
+                attr: attributes.recorded(),
+            })?
+        };
+        self.claim_done(claim.as_ref(), ino, n);
+        Ok(())
+    }
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+        Some(SetTime::Now) => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        },
+        Some(SetTime::To(time)) => Timespec {
+            tv_sec: time.secs,
+            tv_nsec: time.nanos.into(),
+        },
+    }
+}
+
+/// All `user.` attributes of a node, by its `/proc/self/fd` name. Empty where lower
+/// or the kind of node has none.
+pub(crate) fn user_xattrs(path: &std::path::Path) -> Result<Xattrs> {
+    let names = match read_growing(|buffer| rustix::fs::listxattr(path, buffer)) {
+        Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => return Ok(Xattrs::new()),
+        other => other?,
+    };
+    let mut xattrs = Xattrs::new();
+    for name in names.split(|byte| *byte == 0) {
+        if !name.starts_with(b"user.") {
+            continue;
+        }
+        let c_name = c_name(name)?;
+        match read_growing(|buffer| rustix::fs::getxattr(path, &c_name, buffer)) {
+            Ok(value) => {
+                xattrs.insert(name.to_vec(), value);
+            }
+            Err(Errno::NODATA) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(xattrs)
+}
+
+/// Calls with a small buffer first and with the largest the kernel knows then.
+fn read_growing(mut read: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
+    let mut buffer = vec![0; 512];
+    loop {
+        match read(&mut buffer) {
+            Ok(len) => {
+                buffer.truncate(len);
+                return Ok(buffer);
+            }
+            Err(Errno::RANGE) if buffer.len() < 64 << 10 => buffer = vec![0; 64 << 10],
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! Operations: what they do to lower, and that the journal has all of it.
+
+use mirrorfs_journal::{Origin, PeerId};
+use rustix::fs::{FallocateFlags, FileType, RenameFlags, SeekFrom, XattrFlags};
+use rustix::io::Errno;
+
+use super::{Fixture, path};
+use crate::fs::{Caller, Changes, DoorOp, DoorResult, Expect, SetTime, StagedName};
+use crate::tree::Timestamp;
+
+#[test]
+fn every_kind_of_change_is_captured() {
+    let t = Fixture::new();
+    let fs = &t.fs;
+    let own = Caller::own();
+    let dir = t.mkdir(t.root(), "dir");
+    let a = t.create(dir, "a", b"hello world");
+    fs.write(a, 6, b"there", false).unwrap();
+    t.assert_captured();
+    fs.write(a, 100, b"sparse", false).unwrap();
+    let size = Changes {
+        size: Some(50),
+        ..Changes::default()
+    };
+    assert_eq!(fs.setattr(&own, a, &size).unwrap().size, 50);
+    t.assert_captured();
+    let meta = Changes {
+        mode: Some(0o600),
+        mtime: Some(SetTime::To(Timestamp {
+            secs: -5,
+            nanos: 250,
+        })),
+        atime: Some(SetTime::Now),
+        ..Changes::default()
+    };
+    let after = fs.setattr(&own, a, &meta).unwrap();
+    assert_eq!(
+        (after.mode, after.mtime.secs, after.mtime.nanos),
+        (0o600, -5, 250)
+    );
+    t.assert_captured();
+    fs.symlink(&own, dir, b"link", b"../elsewhere").unwrap();
+    fs.mknod(&own, dir, b"fifo", FileType::Fifo, 0o640, 0o022, 0)
+        .unwrap();
+    fs.mknod(&own, dir, b"plain", FileType::RegularFile, 0o640, 0o022, 0)
+        .unwrap();
+    fs.link(a, t.root(), b"second").unwrap();
+    t.assert_captured();
+    fs.unlink(&own, dir, b"a").unwrap();
+    t.assert_captured();
+    let b = t.create(t.root(), "b", b"bbb");
+    fs.rename(
+        &own,
+        t.root(),
+        b"b",
+        t.root(),
+        b"second",
+        RenameFlags::empty(),
+    )
+    .unwrap();
+    t.assert_captured();
+    assert_eq!(t.find("second"), b);
+    let other = t.mkdir(t.root(), "other");
+    t.create(other, "in", b"x");
+    fs.rename(
+        &own,
+        t.root(),
+        b"other",
+        dir,
+        b"moved",
+        RenameFlags::empty(),
+    )
+    .unwrap();
+    t.assert_captured();
+    fs.rename(
+        &own,
+        dir,
+        b"moved",
+        t.root(),
+        b"second",
+        RenameFlags::EXCHANGE,
+    )
+    .unwrap();
+    t.assert_captured();
+    assert_eq!(
+        fs.rename(&own, dir, b"moved", dir, b"link", RenameFlags::NOREPLACE),
+        Err(Errno::EXIST)
+    );
+    assert_eq!(
+        fs.rename(&own, dir, b"moved", dir, b"w", RenameFlags::WHITEOUT),
+        Err(Errno::INVAL)
+    );
+    fs.setxattr(&own, b, b"user.k", b"v", XattrFlags::empty())
+        .unwrap();
+    fs.setxattr(&own, b, b"user.l", b"w", XattrFlags::CREATE)
+        .unwrap();
+    fs.removexattr(&own, b, b"user.k").unwrap();
+    assert_eq!(fs.getxattr(b, b"user.l").unwrap(), b"w");
+    assert_eq!(fs.listxattr(b).unwrap(), b"user.l\0");
+    t.assert_captured();
+    let target = t.create(t.root(), "copy", b"");
+    assert_eq!(fs.copy_file_range(&own, b, 1, target, 10, 2).unwrap(), 2);
+    fs.fallocate(&own, target, 0, 4096, FallocateFlags::empty())
+        .unwrap();
+    fs.fallocate(
+        &own,
+        target,
+        11,
+        1,
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+    )
+    .unwrap();
+    let content = t.read(target);
+    assert_eq!((content.len(), &content[9..13]), (4096, &b"\0b\0\0"[..]));
+    assert_eq!(
+        fs.seek(target, SeekFrom::Hole(4096)).err(),
+        Some(Errno::NXIO)
+    );
+    t.assert_captured();
+    fs.unlink(&own, t.root(), b"copy").unwrap();
+    assert_eq!(fs.rmdir(&own, t.root(), b"second"), Err(Errno::NOTEMPTY));
+    let second = t.find("second");
+    fs.unlink(&own, second, b"in").unwrap();
+    fs.rmdir(&own, t.root(), b"second").unwrap();
+    t.assert_captured();
+    fs.fsync(dir, false).unwrap();
+    fs.fsync(b, true).unwrap();
+}
+
+#[test]
+fn odd_names_are_names() {
+    let t = Fixture::new();
+    let own = Caller::own();
+    let long = vec![b'n'; 255];
+    for name in [&b"\xff\xfe not utf-8"[..], b"a\nb", b"\\", &long] {
+        t.fs.create(&own, t.root(), name, 0o644, 0, true).unwrap();
+    }
+    let too_long = vec![b'n'; 256];
+    assert_eq!(
+        t.fs.create(&own, t.root(), &too_long, 0o644, 0, true).err(),
+        Some(Errno::NAMETOOLONG)
+    );
+    t.assert_captured();
+    let mut listed = Vec::new();
+    t.fs.readdir(t.root(), 0, 4096, |entry| {
+        listed.push(entry.name.to_vec());
+        true
+    })
+    .unwrap();
+    assert_eq!(
+        listed.len(),
+        6,
+        "four and the two dots, .mirrorfs is hidden"
+    );
+}
+
+#[test]
+fn the_reserved_directory_is_not_there() {
+    let t = Fixture::new();
+    let own = Caller::own();
+    assert_eq!(
+        t.fs.lookup(&Caller::own(), t.root(), b".mirrorfs").err(),
+        Some(Errno::NOENT)
+    );
+    assert_eq!(
+        t.fs.mkdir(&own, t.root(), b".mirrorfs", 0o755, 0).err(),
+        Some(Errno::PERM)
+    );
+    assert_eq!(t.fs.rmdir(&own, t.root(), b".mirrorfs"), Err(Errno::PERM));
+    t.create(t.root(), "f", b"");
+    assert!(
+        t.fs.rename(
+            &own,
+            t.root(),
+            b"f",
+            t.root(),
+            b".mirrorfs",
+            RenameFlags::empty()
+        )
+        .is_err()
+    );
+    // Only in the root.
+    let dir = t.mkdir(t.root(), "d");
+    t.create(dir, ".mirrorfs", b"mine");
+    t.assert_captured();
+}
+
+#[test]
+fn an_unlinked_file_lives_until_it_is_forgotten() {
+    let t = Fixture::new();
+    let own = Caller::own();
+    let ino = t.create(t.root(), "f", b"content");
+    let before = t.fs.known_nodes();
+    t.fs.unlink(&own, t.root(), b"f").unwrap();
+    assert_eq!(t.read(ino), b"content");
+    t.fs.write(ino, 0, b"C", false).unwrap();
+    assert_eq!(t.fs.getattr(ino).unwrap().nlink, 0);
+    assert_eq!(t.read(ino), b"Content");
+    t.assert_captured();
+    assert_eq!(t.fs.link(ino, t.root(), b"again").err(), Some(Errno::NOENT));
+    t.fs.forget(ino, 1);
+    assert_eq!(t.fs.getattr(ino).err(), Some(Errno::STALE));
+    assert_eq!(t.fs.known_nodes(), before - 1);
+}
+
+#[test]
+fn few_descriptors_are_enough() {
+    let options = crate::fs::FsOptions {
+        descriptors: 2,
+        ..Default::default()
+    };
+    let t = Fixture::with(options, |_| {});
+    let mut dir = t.root();
+    let mut files = Vec::new();
+    for depth in 0..20 {
+        dir = t.mkdir(dir, "d");
+        files.push(t.create(dir, "f", format!("{depth}").as_bytes()));
+    }
+    for (depth, ino) in files.iter().enumerate() {
+        assert_eq!(t.read(*ino), format!("{depth}").as_bytes());
+        t.fs.write(*ino, 0, b"x", false).unwrap();
+    }
+    t.assert_captured();
+}
+
+#[test]
+fn setuid_goes_when_somebody_else_writes() {
+    let t = Fixture::new();
+    let own = Caller::own();
+    let ino = t.create(t.root(), "f", b"x");
+    let suid = Changes {
+        mode: Some(0o6755),
+        ..Changes::default()
+    };
+    let (told, stale) = crossbeam_channel::unbounded();
+    t.fs.on_stale_attributes(Some(Box::new(move |ino| told.send(ino).unwrap())));
+    t.fs.setattr(&own, ino, &suid).unwrap();
+    t.fs.write(ino, 0, b"y", false).unwrap();
+    assert_eq!(t.fs.getattr(ino).unwrap().mode, 0o6755);
+    t.fs.write(ino, 0, b"y", true).unwrap();
+    assert_eq!(t.fs.getattr(ino).unwrap().mode, 0o755);
+    assert_eq!(stale.try_recv(), Ok(ino));
+    t.fs.setattr(&own, ino, &suid).unwrap();
+    let user = Caller {
+        uid: 12345,
+        gid: 12345,
+        pid: 0,
+    };
+    let truncate = Changes {
+        size: Some(0),
+        ..Changes::default()
+    };
+    assert_eq!(t.fs.setattr(&user, ino, &truncate).unwrap().mode, 0o755);
+    t.assert_captured();
+}
+
+#[test]
+fn listings_go_on_where_they_stopped() {
+    let t = Fixture::new();
+    for number in 0..300 {
+        t.create(t.root(), &format!("file-{number}"), b"");
+    }
+    let mut names = std::collections::BTreeSet::new();
+    let mut from = 0;
+    loop {
+        let mut taken = 0;
+        let before = from;
+        t.fs.readdirplus(t.root(), from, 4096, |entry| {
+            if taken == 7 {
+                return false;
+            }
+            taken += 1;
+            from = entry.listed.next;
+            assert!(names.insert(entry.listed.name.to_vec()), "twice");
+            true
+        })
+        .unwrap();
+        if before != 0 && taken > 0 {
+            // Somebody works meanwhile, on names that were listed and on others.
+            let name = format!("file-{}", 0);
+            let _ = t.fs.unlink(&Caller::own(), t.root(), name.as_bytes());
+        }
+        if taken == 0 {
+            break;
+        }
+    }
+    let listed = names
+        .iter()
+        .filter(|name| name.starts_with(b"file-"))
+        .count();
+    assert!(listed >= 299, "{listed}");
+}
+
+fn stage(t: &Fixture, content: &[u8]) -> StagedName {
+    let staged = StagedName::random().unwrap();
+    std::fs::write(
+        t.tree.join(".mirrorfs/staging").join(staged.as_str()),
+        content,
+    )
+    .unwrap();
+    staged
+}
+
+fn trash(t: &Fixture) -> Vec<Vec<u8>> {
+    let mut contents = Vec::new();
+    for slot in std::fs::read_dir(t.tree.join(".mirrorfs/trash")).unwrap() {
+        for file in std::fs::read_dir(slot.unwrap().path()).unwrap() {
+            contents.push(std::fs::read(file.unwrap().path()).unwrap());
+        }
+    }
+    contents.sort();
+    contents
+}
+
+/// What the door does, without it: its calls as the kernel passes them on.
+fn place(t: &Fixture, staged: &StagedName, to: &str) -> Result<(), Errno> {
+    let target = path(to);
+    let parent = t.find(target.parent().unwrap().to_string().trim_start_matches('.'));
+    let name = staged.door_name();
+    let found = t.fs.lookup(&Caller::own(), t.root(), name.as_bytes())?;
+    assert!(!found.cacheable);
+    let result = t.fs.rename(
+        &Caller::own(),
+        t.root(),
+        name.as_bytes(),
+        parent,
+        target.name(),
+        RenameFlags::empty(),
+    );
+    t.fs.forget(found.attributes.ino, 1);
+    result
+}
+
+#[test]
+fn the_door_places_what_was_expected_and_nothing_else() {
+    let t = Fixture::new();
+    let origin = Origin::Peer(PeerId(7));
+    let staged = stage(&t, b"new");
+    assert_eq!(place(&t, &staged, "f"), Err(Errno::NOENT), "not registered");
+    let op = |staged: &StagedName, expect| DoorOp::Place {
+        staged: staged.clone(),
+        path: path("f"),
+        expect,
+    };
+    let ticket = t.fs.register(op(&staged, Expect::Absent), origin);
+    place(&t, &staged, "f").unwrap();
+    let Some(DoorResult::Done { n, ino }) = ticket.result() else {
+        panic!("{:?}", ticket.result());
+    };
+    assert_eq!(ino, t.find("f"));
+    assert_eq!(t.read(ino), b"new");
+    t.assert_captured();
+    drop(ticket);
+
+    // Something is there.
+    let second = stage(&t, b"second");
+    let ticket = t.fs.register(op(&second, Expect::Absent), origin);
+    assert_eq!(place(&t, &second, "f"), Err(Errno::STALE));
+    assert!(matches!(ticket.result(), Some(DoorResult::Refused { .. })));
+    drop(ticket);
+
+    // It changed after the decision.
+    t.fs.write(ino, 0, b"N", false).unwrap();
+    let expect = Expect::Node {
+        ino,
+        unchanged_since: n,
+    };
+    let ticket = t.fs.register(op(&second, expect), origin);
+    assert_eq!(place(&t, &second, "f"), Err(Errno::STALE));
+    assert_eq!(t.read(ino), b"New");
+    drop(ticket);
+    assert!(trash(&t).is_empty());
+
+    // It is what was decided on.
+    let expect = Expect::Node {
+        ino,
+        unchanged_since: t.journal.recorder().last(),
+    };
+    let ticket = t.fs.register(op(&second, expect), origin);
+    place(&t, &second, "f").unwrap();
+    assert!(matches!(ticket.result(), Some(DoorResult::Done { .. })));
+    assert_eq!(t.read(t.find("f")), b"second");
+    assert_eq!(trash(&t), [b"New"]);
+    t.assert_captured();
+
+    // The displaced file is still open somewhere, and written to.
+    assert_eq!(t.fs.getattr(ino).unwrap().nlink, 0);
+    t.fs.write(ino, 3, b"er", false).unwrap();
+    assert_eq!(trash(&t), [b"Newer"]);
+    let problems = t.fs.problems();
+    assert!(
+        problems
+            .iter()
+            .any(|(at, text)| *at == path("f") && text.contains(".mirrorfs/trash/")),
+        "{problems:?}"
+    );
+    t.assert_captured();
+}
+
+#[test]
+fn the_door_is_known_by_its_number() {
+    let t = Fixture::new();
+    let origin = Origin::Peer(PeerId(7));
+    let door = Caller {
+        pid: 4_000_001,
+        ..Caller::own()
+    };
+    let greeting = t.fs.expect_door().unwrap().door_name();
+    let met = t.fs.lookup(&door, t.root(), greeting.as_bytes());
+    assert_eq!(met.err(), Some(crate::fs::GREETED));
+    let ino = t.create(t.root(), "f", b"content");
+    let expect = Expect::Node {
+        ino,
+        unchanged_since: t.journal.recorder().last(),
+    };
+    let op = DoorOp::SetMeta {
+        path: path("f"),
+        expect,
+        mode: Some(0o600),
+        mtime: None,
+        xattrs: None,
+    };
+    let ticket = t.fs.register(op, origin);
+    let mode = Changes {
+        mode: Some(0o600),
+        ..Changes::default()
+    };
+    t.fs.setattr(&door, ino, &mode).unwrap();
+    assert!(matches!(ticket.result(), Some(DoorResult::Done { .. })));
+    // Its own change is no reason to refuse the next call of the same operation.
+    t.fs.setxattr(&door, ino, b"user.x", b"1", XattrFlags::empty())
+        .unwrap();
+    // Somebody else's is.
+    t.fs.setxattr(&Caller::own(), ino, b"user.y", b"1", XattrFlags::empty())
+        .unwrap();
+    assert_eq!(t.fs.setattr(&door, ino, &mode).err(), Some(Errno::STALE));
+    drop(ticket);
+
+    let op = DoorOp::Remove {
+        path: path("f"),
+        expect,
+    };
+    let ticket = t.fs.register(op, origin);
+    assert_eq!(t.fs.unlink(&door, t.root(), b"f"), Err(Errno::STALE));
+    assert!(t.tree.join("f").exists());
+    drop(ticket);
+    let expect = Expect::Node {
+        ino,
+        unchanged_since: t.journal.recorder().last(),
+    };
+    let op = DoorOp::Remove {
+        path: path("f"),
+        expect,
+    };
+    let ticket = t.fs.register(op, origin);
+    t.fs.unlink(&door, t.root(), b"f").unwrap();
+    assert!(matches!(ticket.result(), Some(DoorResult::Done { .. })));
+    assert_eq!(trash(&t), [b"content"]);
+    t.assert_captured();
+}
+
+#[test]
+fn the_trash_is_no_hard_link() {
+    let t = Fixture::new();
+    let ino = t.create(t.root(), "f", b"content");
+    t.fs.link(ino, t.root(), b"g").unwrap();
+    let staged = stage(&t, b"new");
+    let op = DoorOp::Place {
+        staged: staged.clone(),
+        path: path("f"),
+        expect: Expect::Node {
+            ino,
+            unchanged_since: t.journal.recorder().last(),
+        },
+    };
+    let _ticket = t.fs.register(op, Origin::Peer(PeerId(1)));
+    place(&t, &staged, "f").unwrap();
+    t.fs.write(ino, 0, b"CONTENT", false).unwrap();
+    assert_eq!(trash(&t), [b"content"]);
+    assert_eq!(t.fs.getattr(ino).unwrap().nlink, 1);
+    t.assert_captured();
+}
+
+#[test]
+fn a_file_with_names_that_nobody_looked_up_stays_captured() {
+    let t = Fixture::with(crate::fs::FsOptions::default(), |tree| {
+        std::fs::write(tree.join("a"), "content").unwrap();
+        std::fs::hard_link(tree.join("a"), tree.join("b")).unwrap();
+        std::fs::hard_link(tree.join("a"), tree.join("c")).unwrap();
+    });
+    let own = Caller::own();
+    let ino = t.find("a");
+    let cut = t.fs.open_cut().unwrap();
+    t.fs.unlink(&own, t.root(), b"a").unwrap();
+    t.fs.write(ino, 0, b"CONTENT", false).unwrap();
+    t.assert_captured();
+    let mut old = [0; 7];
+    cut.open(ino, &path("a"))
+        .unwrap()
+        .read_at(&mut old, 0)
+        .unwrap();
+    assert_eq!(&old, b"content");
+    t.fs.link(ino, t.root(), b"d").unwrap();
+    t.assert_captured();
+    for name in ["b", "c", "d"] {
+        t.find(name);
+        t.fs.unlink(&own, t.root(), name.as_bytes()).unwrap();
+        t.assert_captured();
+    }
+    t.fs.write(ino, 0, b"unnamed", false).unwrap();
+    assert_eq!(t.read(ino), b"unnamed");
+    t.assert_captured();
+}
