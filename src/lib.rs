@@ -4,7 +4,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod agent;
+pub mod door;
 pub mod fs;
+pub mod fuse;
 pub mod reconcile;
 pub mod replica;
 pub mod tree;

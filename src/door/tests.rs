@@ -1,0 +1,337 @@
+//! Peers' changes through a real mount, by the real process.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use mirrorfs_journal::{Origin, PeerId};
+
+use super::{Door, OPEN_FOR_WRITING};
+use crate::fs::tests::path;
+use crate::fs::{DoorOp, DoorResult, Expect, StagedName};
+use crate::fuse::tests::Mounted;
+use crate::tree::{Ino, Timestamp, Xattrs};
+
+const PEER: Origin = Origin::Peer(PeerId(3));
+
+/// The door process of these tests. As a test of its own it does nothing.
+#[test]
+fn child_is_the_door() {
+    if std::env::var_os("MIRRORFS_TEST_DOOR").is_some() {
+        super::process::run().unwrap();
+    }
+}
+
+fn door(m: &Mounted) -> Door {
+    Door::start_with(m.dir(), m.device(), || {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args([
+                "--exact",
+                "door::tests::child_is_the_door",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env("MIRRORFS_TEST_DOOR", "1");
+        command
+    })
+    .unwrap()
+}
+
+fn staging(m: &Mounted) -> PathBuf {
+    // Lower, not the mount.
+    PathBuf::from(format!(
+        "/proc/self/fd/{}/.mirrorfs/staging",
+        std::os::fd::AsRawFd::as_raw_fd(&**m.t.fs.lower().root())
+    ))
+}
+
+fn place(m: &Mounted, to: &str, content: &str, expect: Expect) -> DoorOp {
+    let staged = StagedName::random().unwrap();
+    std::fs::write(staging(m).join(staged.as_str()), content).unwrap();
+    DoorOp::Place {
+        staged,
+        path: path(to),
+        expect,
+    }
+}
+
+fn one(m: &Mounted, door: &mut Door, op: DoorOp) -> DoorResult {
+    let mut results = door.apply(&m.t.fs, vec![(op, PEER)]);
+    assert_eq!(results.len(), 1);
+    results.remove(0)
+}
+
+fn done(result: DoorResult) -> (u64, Ino) {
+    match result {
+        DoorResult::Done { n, ino } => (n, ino),
+        DoorResult::Refused { reason } => panic!("{reason}"),
+    }
+}
+
+fn refused(result: DoorResult) -> String {
+    match result {
+        DoorResult::Done { .. } => panic!("it took effect"),
+        DoorResult::Refused { reason } => reason,
+    }
+}
+
+fn now(m: &Mounted, ino: Ino) -> Expect {
+    Expect::Node {
+        ino,
+        unchanged_since: m.t.journal.recorder().last(),
+    }
+}
+
+/// A program in the mount that says when it is ready and goes on when told.
+fn program(m: &Mounted, script: &str) -> Child {
+    let mut child = Command::new("python3")
+        .args(["-c", script])
+        .arg(m.dir())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0])
+        .expect("the program did not get ready");
+    child
+}
+
+fn finish(mut child: Child) {
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn changes_come_in_where_they_are_expected() {
+    let Some(mut m) = Mounted::new() else { return };
+    let mut door = door(&m);
+    let dir = StagedName::random().unwrap();
+    std::fs::create_dir(staging(&m).join(dir.as_str())).unwrap();
+    let results = door.apply(
+        &m.t.fs,
+        vec![
+            (
+                DoorOp::Place {
+                    staged: dir,
+                    path: path("dir"),
+                    expect: Expect::Absent,
+                },
+                PEER,
+            ),
+            (place(&m, "dir/f", "one", Expect::Absent), PEER),
+            (place(&m, "missing/f", "lost", Expect::Absent), PEER),
+        ],
+    );
+    assert!(matches!(results[0], DoorResult::Done { .. }));
+    let (n, ino) = done(results[1].clone());
+    assert!(matches!(results[2], DoorResult::Refused { .. }));
+    assert_eq!(m.sh("cat dir/f; ls -A"), "onedir\n");
+    // The kernel has it under its own number.
+    assert_eq!(m.sh("stat -c %i dir/f").trim(), ino.0.to_string());
+
+    // A local edit comes first.
+    m.sh("echo local > dir/f");
+    let stale = Expect::Node {
+        ino,
+        unchanged_since: n,
+    };
+    let late = place(&m, "dir/f", "two", stale);
+    assert!(refused(one(&m, &mut door, late)).contains("changed meanwhile"));
+    let on_top = place(&m, "dir/f", "two", Expect::Absent);
+    refused(one(&m, &mut door, on_top));
+    assert_eq!(m.sh("cat dir/f"), "local\n");
+    let replace = place(&m, "dir/f", "two", now(&m, ino));
+    let (_, ino) = done(one(&m, &mut door, replace));
+    assert_eq!(m.sh("cat dir/f; stat -c %s dir/f"), "two3\n");
+
+    // Metadata, several calls of one operation.
+    let meta = |mode, expect| DoorOp::SetMeta {
+        path: path("dir/f"),
+        expect,
+        mode: Some(mode),
+        mtime: Some(Timestamp {
+            secs: 1_000_000_000,
+            nanos: 5,
+        }),
+        xattrs: Some(Xattrs::from([(b"user.k".to_vec(), b"v".to_vec())])),
+    };
+    let (n, _) = done(one(&m, &mut door, meta(0o640, now(&m, ino))));
+    let stat = "stat -c '%a %Y' dir/f; getfattr --only-values -n user.k dir/f";
+    assert_eq!(m.sh(stat), "640 1000000000\nv");
+    m.sh("chmod 600 dir/f");
+    let stale = Expect::Node {
+        ino,
+        unchanged_since: n,
+    };
+    refused(one(&m, &mut door, meta(0o644, stale)));
+    assert_eq!(m.sh("stat -c %a dir/f"), "600\n");
+
+    // Removals.
+    let remove = |expect| DoorOp::Remove {
+        path: path("dir/f"),
+        expect,
+    };
+    refused(one(&m, &mut door, remove(stale)));
+    done(one(&m, &mut door, remove(now(&m, ino))));
+    let dir = Ino(m.sh("stat -c %i dir").trim().parse().unwrap());
+    m.sh("touch dir/kept");
+    let rmdir = |m: &Mounted| DoorOp::RemoveDir {
+        path: path("dir"),
+        expect: now(m, dir),
+    };
+    refused(one(&m, &mut door, rmdir(&m)));
+    m.sh("rm dir/kept");
+    done(one(&m, &mut door, rmdir(&m)));
+    assert_eq!(m.sh("ls -A"), "");
+    drop(door);
+    m.down();
+    let trash = std::fs::read_dir(m.dir().join(".mirrorfs/trash"))
+        .unwrap()
+        .count();
+    assert_eq!(trash, 2, "what was replaced and what was removed");
+}
+
+#[test]
+fn the_records_are_the_peers() {
+    let Some(mut m) = Mounted::new() else { return };
+    let mut door = door(&m);
+    let op = place(&m, "f", "content", Expect::Absent);
+    let (n, ino) = done(one(&m, &mut door, op));
+    let node =
+        m.t.journal
+            .snapshot()
+            .unwrap()
+            .node_by_ino(ino)
+            .unwrap()
+            .unwrap();
+    assert!(node.changed_n <= n && node.content_n <= n);
+    drop(door);
+    m.down();
+}
+
+#[test]
+fn watchers_in_the_mount_see_it() {
+    let Some(mut m) = Mounted::new() else { return };
+    m.sh("mkdir d && echo old > d/f && echo old > d/g");
+    let mut inotify = inotify::Inotify::init().unwrap();
+    let mask =
+        inotify::WatchMask::MOVED_TO | inotify::WatchMask::DELETE | inotify::WatchMask::MOVED_FROM;
+    inotify.watches().add(m.dir().join("d"), mask).unwrap();
+    let mut door = door(&m);
+    let ino = |name: &str| {
+        Ino(m
+            .sh(&format!("stat -c %i d/{name}"))
+            .trim()
+            .parse()
+            .unwrap())
+    };
+    let (f, g) = (ino("f"), ino("g"));
+    let replace = place(&m, "d/f", "new", now(&m, f));
+    done(one(&m, &mut door, replace));
+    let remove = DoorOp::Remove {
+        path: path("d/g"),
+        expect: now(&m, g),
+    };
+    done(one(&m, &mut door, remove));
+    let mut buffer = [0; 4096];
+    let seen: Vec<_> = inotify
+        .read_events_blocking(&mut buffer)
+        .unwrap()
+        .map(|event| {
+            (
+                event.mask,
+                event.name.unwrap().to_string_lossy().into_owned(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (inotify::EventMask::MOVED_TO, "f".to_owned()),
+            (inotify::EventMask::DELETE, "g".to_owned()),
+        ]
+    );
+    drop((door, inotify));
+    m.down();
+}
+
+#[test]
+fn a_file_open_for_writing_waits() {
+    let Some(mut m) = Mounted::new() else { return };
+    m.sh("echo old > f");
+    let ino = Ino(m.sh("stat -c %i f").trim().parse().unwrap());
+    let mut door = door(&m);
+    let writer = program(
+        &m,
+        "import sys,os; f=open(sys.argv[1]+'/f','ab'); os.write(1,b'!'); sys.stdin.read()",
+    );
+    let op = place(&m, "f", "new", now(&m, ino));
+    assert_eq!(refused(one(&m, &mut door, op)), OPEN_FOR_WRITING);
+    finish(writer);
+    let reader = program(
+        &m,
+        "import sys,os; f=open(sys.argv[1]+'/f','rb'); os.write(1,b'!'); sys.stdin.read()
+assert f.read() == b'old\\n'",
+    );
+    let op = place(&m, "f", "new", now(&m, ino));
+    done(one(&m, &mut door, op));
+    finish(reader);
+    assert_eq!(m.sh("cat f"), "new");
+    drop(door);
+    m.down();
+}
+
+#[test]
+fn mapped_stores_are_settled() {
+    let Some(mut m) = Mounted::new() else { return };
+    let mut door = door(&m);
+    let script = "
+import sys,os,mmap
+f=open(sys.argv[1]+'/a b','w+b'); f.truncate(400000)
+v=mmap.mmap(f.fileno(),0); f.close()
+for at in range(0,400000,4096): v[at]=7
+os.write(1,b'!'); sys.stdin.read()
+";
+    let mapper = program(&m, script);
+    let in_lower = || {
+        let root = std::os::fd::AsRawFd::as_raw_fd(&**m.t.fs.lower().root());
+        let content = std::fs::read(format!("/proc/self/fd/{root}/a b")).unwrap();
+        content.iter().filter(|byte| **byte == 7).count()
+    };
+    let settled = door.settle_mappings(None).unwrap();
+    assert_eq!((settled.files, settled.failed), (1, vec![]));
+    assert_eq!(in_lower(), 98);
+    finish(mapper);
+    drop(door);
+    m.down();
+}
+
+#[test]
+fn it_is_started_again_and_never_enters_lower() {
+    let Some(mut m) = Mounted::new() else { return };
+    let mut door = door(&m);
+    let pid = door.pid().unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    // Killed while idle or under way: refused at most once.
+    let op = place(&m, "f", "content", Expect::Absent);
+    let first = one(&m, &mut door, op);
+    if matches!(first, DoorResult::Refused { .. }) {
+        let op = place(&m, "f", "content", Expect::Absent);
+        done(one(&m, &mut door, op));
+    }
+    assert_ne!(door.pid(), Some(pid));
+    let op = place(&m, "g", "content", Expect::Absent);
+    m.down();
+    assert!(refused(one(&m, &mut door, op)).contains("not mounted"));
+    assert!(!m.dir().join("g").exists());
+    assert!(door.settle_mappings(None).is_err());
+}
