@@ -9,5 +9,6 @@ pub mod fs;
 pub mod fuse;
 pub mod reconcile;
 pub mod replica;
+pub mod transport;
 pub mod tree;
 pub mod wire;

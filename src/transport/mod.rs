@@ -1,0 +1,306 @@
+//! Byte streams to an agent: a child process on this machine, libssh2, or the ssh
+//! program.
+//!
+//! Whatever carries the bytes, the caller gets one end of a socket pair. At its other
+//! end `mirrorfs agent --stdio ROOT` is running when [`connect`] returns; what the
+//! agent says first is the caller's business ([`crate::wire::frame`]).
+
+#[cfg(feature = "libssh2")]
+mod auto;
+mod child;
+mod error;
+#[cfg(feature = "libssh2")]
+mod known_hosts;
+#[cfg(feature = "libssh2")]
+mod libssh2;
+mod ssh_config;
+mod ssh_program;
+mod startup;
+mod url;
+
+use std::fmt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+pub use self::error::ConnectError;
+pub use self::url::{PeerUrl, Place, SshPlace, UrlError};
+
+/// What carries the bytes of a [`Link`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum TransportKind {
+    /// A child process on this machine.
+    Local,
+    /// SSH spoken in this process.
+    Libssh2,
+    /// The `ssh` program.
+    Ssh,
+}
+
+impl fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local",
+            Self::Libssh2 => "libssh2",
+            Self::Ssh => "ssh",
+        })
+    }
+}
+
+/// Which SSH transport to use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Choice {
+    /// libssh2, unless the user's ssh configuration needs the ssh program.
+    #[default]
+    Auto,
+    /// libssh2 and nothing else.
+    Libssh2,
+    /// The ssh program and nothing else.
+    Ssh,
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "libssh2" => Ok(Self::Libssh2),
+            "ssh" => Ok(Self::Ssh),
+            _ => Err(format!(
+                "{text:?} is no transport: choose auto, libssh2 or ssh"
+            )),
+        }
+    }
+}
+
+/// How to reach a peer, apart from where it is.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// Which SSH transport to use (`MIRRORFS_TRANSPORT`).
+    pub choice: Choice,
+    /// An ssh configuration file instead of `~/.ssh/config` (`MIRRORFS_SSH_CONFIG`).
+    pub ssh_config: Option<PathBuf>,
+    /// The only file to look for host keys in (`MIRRORFS_KNOWN_HOSTS`).
+    pub known_hosts: Option<PathBuf>,
+    /// The only private key to offer (`MIRRORFS_IDENTITY`).
+    pub identity: Option<PathBuf>,
+    /// The command that starts mirrorfs on the peer (`MIRRORFS_AGENT`): words divided
+    /// by spaces, without quoting. If there is none it is looked for, and installed
+    /// where it is missing.
+    pub agent: Option<String>,
+    /// The mirrorfs program of this machine: serves local peers, and is what gets
+    /// installed on a peer that has none.
+    pub program: PathBuf,
+    /// How long connecting, authenticating and starting the agent may take altogether.
+    pub timeout: Duration,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            choice: Choice::Auto,
+            ssh_config: None,
+            known_hosts: None,
+            identity: None,
+            agent: None,
+            // Still this very program when the file has been replaced by an upgrade.
+            program: PathBuf::from("/proc/self/exe"),
+            timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl ConnectOptions {
+    /// The defaults, with what the environment variables say.
+    pub fn from_env() -> Result<Self, ConnectError> {
+        let path = |name| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        let choice = match std::env::var("MIRRORFS_TRANSPORT") {
+            Ok(text) if !text.is_empty() => {
+                text.parse().map_err(|why| ConnectError::Environment {
+                    name: "MIRRORFS_TRANSPORT",
+                    why,
+                })?
+            }
+            _ => Choice::Auto,
+        };
+        Ok(Self {
+            choice,
+            ssh_config: path("MIRRORFS_SSH_CONFIG"),
+            known_hosts: path("MIRRORFS_KNOWN_HOSTS"),
+            identity: path("MIRRORFS_IDENTITY"),
+            agent: std::env::var("MIRRORFS_AGENT")
+                .ok()
+                .filter(|command| !command.trim().is_empty()),
+            ..Self::default()
+        })
+    }
+}
+
+/// A connection to a running agent. Dropping it ends the connection and whatever
+/// carried it, promptly also when the peer hangs.
+pub struct Link {
+    /// This side's end, in blocking mode. Reads give the end of the stream when the
+    /// agent or the connection has ended.
+    pub stream: UnixStream,
+    /// What carries the bytes.
+    pub transport: TransportKind,
+    /// Why this transport and not another: a sentence for `status` and `doctor`.
+    pub reason: String,
+    tail: Tail,
+    _guard: Guard,
+}
+
+/// Ends what carries a link when dropped.
+enum Guard {
+    Child(#[expect(dead_code, reason = "held to be dropped")] child::Carrier),
+    #[cfg(feature = "libssh2")]
+    Libssh2(#[expect(dead_code, reason = "held to be dropped")] libssh2::Carrier),
+}
+
+impl Link {
+    /// The last lines that the agent, or ssh on its behalf, has written to standard
+    /// error, and how a broken connection ended.
+    pub fn stderr_tail(&self) -> String {
+        self.tail.text()
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("transport", &self.transport)
+            .field("reason", &self.reason)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The end of what was written to standard error, bounded.
+#[derive(Clone, Default)]
+struct Tail(Arc<Mutex<Vec<u8>>>);
+
+impl Tail {
+    const KEPT: usize = 8 << 10;
+
+    fn push(&self, bytes: &[u8]) {
+        let mut held = self.0.lock();
+        held.extend_from_slice(bytes);
+        let excess = held.len().saturating_sub(Self::KEPT);
+        held.drain(..excess);
+    }
+
+    fn text(&self) -> String {
+        let held = self.0.lock();
+        String::from_utf8_lossy(&held)
+            .replace('\r', "")
+            .trim()
+            .to_owned()
+    }
+}
+
+/// The moment at which an attempt to connect has taken too long.
+#[derive(Clone, Copy)]
+struct Deadline {
+    at: Instant,
+    allowed: Duration,
+}
+
+impl Deadline {
+    fn after(allowed: Duration) -> Self {
+        Self {
+            at: Instant::now() + allowed,
+            allowed,
+        }
+    }
+
+    /// What is left, and never zero, which most interfaces take for "no limit".
+    fn left(&self) -> Duration {
+        self.at
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1))
+    }
+
+    fn passed(&self) -> bool {
+        Instant::now() >= self.at
+    }
+}
+
+/// Connects to a peer and starts its agent. Blocks for at most
+/// [`ConnectOptions::timeout`].
+pub fn connect(url: &PeerUrl, options: &ConnectOptions) -> Result<Link, ConnectError> {
+    match url.place() {
+        Place::Local(root) => child::local(root, options),
+        Place::Ssh(place) => ssh(place, options),
+    }
+}
+
+#[cfg(feature = "libssh2")]
+fn ssh(place: &SshPlace, options: &ConnectOptions) -> Result<Link, ConnectError> {
+    use ssh_config::Effective;
+
+    let deadline = Deadline::after(options.timeout);
+    let effective = match Effective::query(place, options) {
+        Ok(effective) => effective,
+        Err(error @ ConnectError::NoTransport { .. }) => {
+            if options.choice == Choice::Ssh {
+                return Err(error);
+            }
+            let effective = Effective::without_program(place, options);
+            let reason = "there is no ssh program, so libssh2 with ssh's default files";
+            return libssh2::connect(place, options, &effective, deadline, reason.to_owned())
+                .map_err(|refusal| refusal.error);
+        }
+        Err(error) => return Err(error),
+    };
+    let program = |reason| ssh_program::connect(place, options, &effective, deadline, reason);
+    match options.choice {
+        Choice::Ssh => program("the ssh program was asked for".to_owned()),
+        Choice::Libssh2 => libssh2::connect(
+            place,
+            options,
+            &effective,
+            deadline,
+            "libssh2 was asked for".to_owned(),
+        )
+        .map_err(|refusal| refusal.error),
+        Choice::Auto => {
+            if let Some(reason) = auto::needs_program(&effective, place) {
+                return program(reason);
+            }
+            let reason = "nothing in the ssh configuration needs the ssh program";
+            match libssh2::connect(place, options, &effective, deadline, reason.to_owned()) {
+                Err(refusal) if refusal.program_may_do_better && !deadline.passed() => {
+                    tracing::debug!(host = %place.host, error = %refusal.error, "libssh2 gave up, trying ssh");
+                    // If ssh fares no better, what libssh2 found out says more.
+                    program(format!(
+                        "the ssh program, because libssh2 did not get through: {}",
+                        refusal.error
+                    ))
+                    .map_err(|_| refusal.error)
+                }
+                result => result.map_err(|refusal| refusal.error),
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "libssh2"))]
+fn ssh(place: &SshPlace, options: &ConnectOptions) -> Result<Link, ConnectError> {
+    if options.choice == Choice::Libssh2 {
+        return Err(ConnectError::NoTransport {
+            detail: "this mirrorfs was built without libssh2: use MIRRORFS_TRANSPORT=ssh, or build it with --features libssh2".to_owned(),
+        });
+    }
+    let deadline = Deadline::after(options.timeout);
+    let effective = ssh_config::Effective::query(place, options)?;
+    let reason = "this mirrorfs was built without libssh2".to_owned();
+    ssh_program::connect(place, options, &effective, deadline, reason)
+}
