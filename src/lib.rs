@@ -9,6 +9,7 @@ pub mod fs;
 pub mod fuse;
 pub mod reconcile;
 pub mod replica;
+pub mod replicator;
 pub mod transport;
 pub mod tree;
 pub mod wire;

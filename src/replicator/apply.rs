@@ -1,0 +1,405 @@
+//! Carrying out the steps on the mounted side: staging, then the door.
+
+use std::sync::Arc;
+
+use mirrorfs_journal::{Journal, Origin};
+use parking_lot::Mutex;
+
+use crate::door::Door;
+use crate::fs::{DoorOp, DoorResult, Expect, Filesystem, StagedName};
+use crate::replica::{self, Owner, Placed, Reserved, Staging};
+use crate::tree::{Content, ContentHash, Entry, Ino, Kind, RelPath, Timestamp, Xattrs};
+
+use super::Error;
+use super::batch::Step;
+use super::conflict::{explanation, utc};
+use super::round::{Found, Round};
+use super::scope::LocalNode;
+
+/// The mounted side's tree, as far as the replicator changes it.
+#[derive(Clone)]
+pub struct LocalTree {
+    /// The filesystem behind the mount.
+    pub filesystem: Arc<Filesystem>,
+    /// The door into the mount; none where nothing is mounted, and the filesystem is
+    /// told directly.
+    pub door: Option<Arc<Mutex<Door>>>,
+    /// The tree's reserved directory.
+    pub reserved: Arc<Reserved>,
+    /// The staging area in it.
+    pub staging: Arc<Staging>,
+    /// Who owns what a peer creates: the tree's owner, if this process may choose.
+    pub owner: Option<Owner>,
+}
+
+impl LocalTree {
+    fn carry_out(&self, round: &Round, ops: Vec<(DoorOp, Origin)>) -> Vec<DoorResult> {
+        if let Some(door) = &self.door {
+            return door.lock().apply(&self.filesystem, ops);
+        }
+        ops.into_iter()
+            .map(|(op, origin)| {
+                // Nothing is mounted, so nobody was seen changing what is there.
+                let path = op.path();
+                let decided = round.locals.get(path);
+                let found = self.filesystem.attributes_at(path);
+                if let (Some(decided), Some(found), Expect::Node { .. }) =
+                    (decided, found, op.expect())
+                    && !decided.is_unchanged(&found)
+                {
+                    return DoorResult::Refused {
+                        reason: "it was changed meanwhile".to_owned(),
+                    };
+                }
+                self.filesystem.carry_out(op, origin)
+            })
+            .collect()
+    }
+}
+
+/// Carries out everything a round has to do on this side. Steps that are refused are
+/// noted in the round, with their cause returned.
+pub fn apply(
+    tree: &LocalTree,
+    journal: &Journal,
+    round: &mut Round,
+) -> Result<Vec<(RelPath, String)>, Error> {
+    let mut ops = Vec::new();
+    let mut refused = Vec::new();
+    let mut modes = Vec::new();
+    for step in &round.local_steps {
+        match translate(tree, round, step, &mut modes) {
+            Ok(translated) => {
+                ops.extend(translated.into_iter().map(|op| (step.path.clone(), op)));
+            }
+            Err(reason) => refused.push((step.path.clone(), reason)),
+        }
+    }
+    for found in &round.found {
+        match artefacts(tree, round, found) {
+            Ok(made) => ops.extend(made),
+            Err(reason) => refused.push((found.conflict.path.clone(), reason)),
+        }
+        ops.extend(
+            found
+                .superseded
+                .iter()
+                .map(|(path, node)| removal(path, *node, round)),
+        );
+    }
+    for resolved in &round.resolved {
+        ops.extend(
+            resolved
+                .artefacts
+                .iter()
+                .map(|(path, node)| removal(path, *node, round)),
+        );
+    }
+    ops.extend(modes);
+    let origin = Origin::Peer(round.peer.id);
+    let makes = |op: &DoorOp| matches!(op, DoorOp::Place { .. });
+    let clears = |op: &DoorOp| matches!(op, DoorOp::RemoveDir { .. });
+    let (paths, ops): (Vec<_>, Vec<_>) = ops
+        .into_iter()
+        .map(|(path, op)| ((path, makes(&op), clears(&op)), (op, origin)))
+        .unzip();
+    for ((path, makes, clears), result) in paths.into_iter().zip(tree.carry_out(round, ops)) {
+        match result {
+            DoorResult::Done { n, ino } if makes => {
+                round.placed.insert(path, (ino, n));
+            }
+            DoorResult::Done { .. } => {}
+            // A directory that is left with nothing but what is not mirrored counts as
+            // absent, and what is in it is not deleted.
+            DoorResult::Refused { .. } if clears && holds_only_local(journal, &path)? => {}
+            DoorResult::Refused { reason } => {
+                round.placed.remove(&path);
+                refused.push((path, reason));
+            }
+        }
+    }
+    round
+        .refused
+        .extend(refused.iter().map(|(path, _)| path.clone()));
+    round.problems.extend(refused.iter().cloned());
+    Ok(refused)
+}
+
+/// Whether a directory holds something, and all of it is local only.
+fn holds_only_local(journal: &Journal, path: &RelPath) -> Result<bool, Error> {
+    let snapshot = journal.snapshot()?;
+    let Some(directory) = snapshot.at(path)? else {
+        return Ok(false);
+    };
+    let children = snapshot.children(directory.id)?;
+    let local = |node: &mirrorfs_journal::Node| node.artefact || node.attr.kind == Kind::Special;
+    Ok(!children.is_empty() && children.iter().all(|(_, child)| local(child)))
+}
+
+fn removal(path: &RelPath, node: LocalNode, round: &Round) -> (RelPath, DoorOp) {
+    let expect = Expect::Node {
+        ino: node.ino,
+        unchanged_since: round.cut.mark().n,
+    };
+    (
+        path.clone(),
+        DoorOp::Remove {
+            path: path.clone(),
+            expect,
+        },
+    )
+}
+
+/// The operations of one step. Directories that the daemon itself could not write into
+/// get their mode once they are filled.
+fn translate(
+    tree: &LocalTree,
+    round: &Round,
+    step: &Step,
+    modes: &mut Vec<(RelPath, DoorOp)>,
+) -> Result<Vec<DoorOp>, String> {
+    let path = step.path.clone();
+    let here = match round.locals.get(&path) {
+        Some(node) => Expect::Node {
+            ino: node.ino,
+            unchanged_since: round.cut.mark().n,
+        },
+        None => Expect::Absent,
+    };
+    let is_directory = |entry: &Option<Entry>| {
+        entry
+            .as_ref()
+            .is_some_and(|entry| entry.content == Content::Directory)
+    };
+    let vacate = |expect| {
+        if is_directory(&step.before) {
+            DoorOp::RemoveDir {
+                path: path.clone(),
+                expect,
+            }
+        } else {
+            DoorOp::Remove {
+                path: path.clone(),
+                expect,
+            }
+        }
+    };
+    let Some(after) = &step.after else {
+        return Ok(vec![vacate(here)]);
+    };
+    if let Some(before) = &step.before
+        && before.content == after.content
+    {
+        return Ok(vec![DoorOp::SetMeta {
+            path: path.clone(),
+            expect: here,
+            mode: (before.mode != after.mode).then_some(after.mode),
+            mtime: (before.mtime != after.mtime).then_some(after.mtime),
+            xattrs: (before.xattrs != after.xattrs).then(|| after.xattrs.clone()),
+        }]);
+    }
+    let changes_kind =
+        step.before.is_some() && (is_directory(&step.before) || is_directory(&step.after));
+    let mut ops = Vec::new();
+    let expect = if changes_kind {
+        ops.push(vacate(here));
+        Expect::Absent
+    } else {
+        here
+    };
+    let owner = round
+        .locals
+        .get(&path)
+        .map(|node| (node.attr.uid, node.attr.gid));
+    let (staged, placed) = stage(tree, round, after, owner)?;
+    if after.content == Content::Directory && after.mode & 0o700 != 0o700 {
+        modes.push((
+            path.clone(),
+            DoorOp::SetMeta {
+                path: path.clone(),
+                expect: Expect::Node {
+                    ino: Ino(placed.ino),
+                    unchanged_since: u64::MAX,
+                },
+                mode: Some(after.mode),
+                mtime: None,
+                xattrs: None,
+            },
+        ));
+    }
+    ops.push(DoorOp::Place {
+        staged,
+        path,
+        expect,
+    });
+    Ok(ops)
+}
+
+/// Makes a fresh staged node, with the content that was fetched or that this side has.
+fn stage(
+    tree: &LocalTree,
+    round: &Round,
+    entry: &Entry,
+    owner: Option<(u32, u32)>,
+) -> Result<(StagedName, Placed), String> {
+    if let Content::File { hash, size } = entry.content {
+        if round.missing.contains(&hash) {
+            return Err("its content could not be had from the peer yet".to_owned());
+        }
+        if !tree
+            .staging
+            .is_complete(hash)
+            .map_err(|error| error.to_string())?
+        {
+            copy_local(tree, round, hash, size)?;
+        }
+    }
+    // Who may not choose owners makes files of its own.
+    let owner = tree.owner.map(|default| match owner {
+        Some((uid, gid)) => Owner { uid, gid },
+        None => default,
+    });
+    instantiate(tree, entry, owner)
+}
+
+fn instantiate(
+    tree: &LocalTree,
+    entry: &Entry,
+    owner: Option<Owner>,
+) -> Result<(StagedName, Placed), String> {
+    let name = replica::StagedName::random().map_err(|error| error.to_string())?;
+    let placed = tree
+        .staging
+        .instantiate(entry, &name, false, owner)
+        .map_err(|error| error.to_string())?;
+    // Both modules name staged things by the same 32 digits.
+    let name = StagedName::new(name.as_str())
+        .ok_or_else(|| format!("{} is no name of a staged thing", name.as_str()))?;
+    Ok((name, placed))
+}
+
+/// Brings a content that a file of this side had at the cut into staging.
+fn copy_local(tree: &LocalTree, round: &Round, hash: ContentHash, size: u64) -> Result<(), String> {
+    if size == 0 {
+        let empty = tree
+            .staging
+            .begin(hash, 0)
+            .map_err(|error| error.to_string())?;
+        return empty.finish().map_err(|error| error.to_string());
+    }
+    let Some(source) = round.sources.get(&hash) else {
+        return Err("its content could not be had from the peer yet".to_owned());
+    };
+    let file = round
+        .cut
+        .open(source.ino, &source.path)
+        .map_err(|error| error.to_string())?;
+    let mut incoming = tree
+        .staging
+        .begin(hash, source.size)
+        .map_err(|error| error.to_string())?;
+    let mut buffer = vec![0; 256 * 1024];
+    let mut offset = incoming.have();
+    while offset < source.size {
+        let want = buffer
+            .len()
+            .min(usize::try_from(source.size - offset).unwrap_or(usize::MAX));
+        let read = file
+            .read_at(&mut buffer[..want], offset)
+            .map_err(|error| error.to_string())?;
+        if read == 0 {
+            return Err("its local copy is shorter than it was".to_owned());
+        }
+        incoming
+            .append(offset, &buffer[..read])
+            .map_err(|error| error.to_string())?;
+        offset += read as u64;
+    }
+    incoming.finish().map_err(|error| error.to_string())
+}
+
+/// What puts the artefacts of a conflict beside the file.
+fn artefacts(
+    tree: &LocalTree,
+    round: &Round,
+    found: &Found,
+) -> Result<Vec<(RelPath, DoorOp)>, String> {
+    let conflict = &found.conflict;
+    let mut ops = Vec::new();
+    match (&conflict.copy, &conflict.remote) {
+        (Some(copy), Some(remote)) => {
+            let (staged, _) = stage(
+                tree,
+                round,
+                remote,
+                round
+                    .locals
+                    .get(&conflict.path)
+                    .map(|node| (node.attr.uid, node.attr.gid)),
+            )?;
+            let op = DoorOp::Place {
+                staged,
+                path: copy.clone(),
+                expect: Expect::Absent,
+            };
+            ops.push((copy.clone(), op));
+        }
+        // Never inside a Git directory: the peer's version is kept out of the tree.
+        (None, Some(remote)) if remote.content != Content::Directory => {
+            let (staged, _) = stage(tree, round, remote, None)?;
+            let kept = format!(
+                "{}-{}",
+                utc(conflict.since),
+                conflict.path.to_string().replace('/', "%")
+            );
+            rustix::fs::renameat(
+                tree.reserved.staging(),
+                staged.as_str(),
+                tree.reserved.conflicts(),
+                &kept,
+            )
+            .map_err(|error| format!("cannot keep it in .mirrorfs/conflicts: {error}"))?;
+        }
+        _ => {}
+    }
+    if let Some(info) = &conflict.info {
+        let text = explanation(
+            &conflict.path,
+            conflict.copy.as_ref(),
+            &round.peer.name,
+            conflict.local.as_ref(),
+            conflict.remote.as_ref(),
+            conflict.since,
+        );
+        let entry = Entry {
+            content: Content::File {
+                size: text.len() as u64,
+                hash: ContentHash::of(text.as_bytes()),
+            },
+            mode: 0o644,
+            mtime: Timestamp::now(),
+            xattrs: Xattrs::new(),
+        };
+        let (staged, _) = tree
+            .staging
+            .begin(ContentHash::of(text.as_bytes()), text.len() as u64)
+            .and_then(|mut incoming| {
+                let have = usize::try_from(incoming.have())
+                    .unwrap_or(0)
+                    .min(text.len());
+                incoming.append(have as u64, &text.as_bytes()[have..])?;
+                incoming.finish()
+            })
+            .map_err(|error| error.to_string())
+            .and_then(|()| instantiate(tree, &entry, tree.owner))?;
+        ops.push((
+            info.clone(),
+            DoorOp::Place {
+                staged,
+                path: info.clone(),
+                expect: Expect::Absent,
+            },
+        ));
+    }
+    Ok(ops)
+}

@@ -1,0 +1,137 @@
+//! Names and words of a conflict's artefacts.
+
+use jiff::tz::TimeZone;
+
+use crate::tree::{BadPath, Content, Entry, NAME_MAX, RelPath, Timestamp};
+
+/// The two artefacts of a conflict at `path`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Artefacts {
+    /// The peer's version: `name.remote.<UTC>.conflict`.
+    pub copy: RelPath,
+    /// What happened and what to do: `name.<UTC>.conflict-info`.
+    pub info: RelPath,
+}
+
+impl Artefacts {
+    /// The artefacts' paths beside `path`. Where several peers are configured, `peer`
+    /// is part of the name. A name that would be too long is shortened.
+    pub fn beside(path: &RelPath, peer: Option<&str>, at: Timestamp) -> Result<Self, BadPath> {
+        let parent = path.parent().unwrap_or_default();
+        let stamp = utc(at);
+        let peer = peer.map(|peer| format!(".{}", peer.replace(['/', '\0'], "_")));
+        let peer = peer.unwrap_or_default();
+        let copy = shortened(path.name(), &format!(".remote{peer}.{stamp}.conflict"));
+        let info = shortened(path.name(), &format!("{peer}.{stamp}.conflict-info"));
+        Ok(Self {
+            copy: parent.join(&copy)?,
+            info: parent.join(&info)?,
+        })
+    }
+}
+
+/// `yyyymmddThhmmssZ`.
+pub fn utc(at: Timestamp) -> String {
+    let at = jiff::Timestamp::new(at.secs, i32::try_from(at.nanos).unwrap_or(0))
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    at.to_zoned(TimeZone::UTC)
+        .strftime("%Y%m%dT%H%M%SZ")
+        .to_string()
+}
+
+fn shortened(name: &[u8], suffix: &str) -> Vec<u8> {
+    let suffix = &suffix.as_bytes()[..suffix.len().min(NAME_MAX - 1)];
+    let mut keep = name.len().min(NAME_MAX - suffix.len());
+    // Not in the middle of a UTF-8 sequence.
+    while keep > 0 && keep < name.len() && name[keep] & 0xc0 == 0x80 {
+        keep -= 1;
+    }
+    let mut shortened = name[..keep].to_vec();
+    shortened.extend_from_slice(suffix);
+    shortened
+}
+
+/// The text of a `.conflict-info`.
+pub fn explanation(
+    path: &RelPath,
+    copy: Option<&RelPath>,
+    peer: &str,
+    local: Option<&Entry>,
+    remote: Option<&Entry>,
+    at: Timestamp,
+) -> String {
+    let kept = match copy {
+        Some(copy) => format!(
+            "This file was left as it is. The version of {peer} is kept beside it as\n\
+             \n    {}\n\n\
+             To settle it, make this file what it should be (merge by hand if both are needed),\n\
+             then remove the .conflict file: your version then replaces the one on {peer}.\n",
+            String::from_utf8_lossy(copy.name())
+        ),
+        None => format!(
+            "Both were left as they are. Make the two sides equal, or remove the one you do not\n\
+             need: the conflict on {peer} then ends by itself.\n"
+        ),
+    };
+    format!(
+        "Conflict at {path}, noticed {}\n\n\
+         here:     {}\n\
+         {peer}: {}\n\n\
+         Both sides changed it since they last agreed.\n{kept}",
+        utc(at),
+        describe(local),
+        describe(remote),
+    )
+}
+
+fn describe(entry: Option<&Entry>) -> String {
+    match entry {
+        None => "nothing".to_owned(),
+        Some(entry) => match &entry.content {
+            Content::Directory => "a directory".to_owned(),
+            Content::Symlink { target } => {
+                format!("a symbolic link to {}", String::from_utf8_lossy(target))
+            }
+            Content::File { size, hash } => {
+                format!("{size} bytes, changed {}, BLAKE3 {hash}", utc(entry.mtime))
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: Timestamp = Timestamp {
+        secs: 1_700_000_000,
+        nanos: 0,
+    };
+
+    #[test]
+    fn artefacts_stand_beside_the_file() {
+        let path = RelPath::new("src/main.rs").unwrap();
+        let names = Artefacts::beside(&path, None, AT).unwrap();
+        assert_eq!(
+            names.copy.to_string(),
+            "src/main.rs.remote.20231114T221320Z.conflict"
+        );
+        assert_eq!(
+            names.info.to_string(),
+            "src/main.rs.20231114T221320Z.conflict-info"
+        );
+        let names = Artefacts::beside(&path, Some("host"), AT).unwrap();
+        assert_eq!(
+            names.copy.to_string(),
+            "src/main.rs.remote.host.20231114T221320Z.conflict"
+        );
+    }
+
+    #[test]
+    fn long_names_are_shortened() {
+        let path = RelPath::new("ä".repeat(127)).unwrap();
+        let names = Artefacts::beside(&path, None, AT).unwrap();
+        assert!(names.copy.name().len() <= NAME_MAX);
+        assert!(String::from_utf8(names.copy.name().to_vec()).is_ok());
+    }
+}

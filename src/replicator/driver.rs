@@ -1,0 +1,734 @@
+//! The task behind one peer: feeds the state machine with what happens and carries its
+//! commands out.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+
+use crate::replica::Partial;
+use crate::transport::{ConnectError, Link};
+use crate::tree::{ContentHash, Id, RelPath};
+use crate::wire::message::{AgentHello, MountHello, PROTOCOL_MAX, PROTOCOL_MIN, ToAgent, ToMount};
+
+use super::apply::apply;
+use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus};
+use super::link::Session;
+use super::machine::{Command, Event, LinkState, Machine, Planned};
+use super::round::{Orders, Resume, Round, Side, plan};
+use super::{Error, store};
+
+/// Bytes of content in one message.
+const STRETCH: usize = 256 * 1024;
+
+/// After how many changes the filesystem may forget which nodes changed when.
+const PRUNE_EVERY: u64 = 10_000;
+
+/// Deletions within this time are taken together by the brake.
+const LATELY: Duration = Duration::from_secs(30);
+
+/// What a worker thread hands back.
+enum Finished {
+    Connected(Result<Link, ConnectError>),
+    Planned(Box<Result<(Round, Planned), Error>>),
+    Applied {
+        round: Box<Round>,
+        result: Result<Vec<(RelPath, String)>, Error>,
+    },
+    Sent {
+        stretch: Result<(ToAgent, tokio::sync::OwnedSemaphorePermit), String>,
+        next: Option<u64>,
+    },
+}
+
+/// What a worker thread hands back, with the number of the link or round it is for.
+type Numbered = (u64, Finished);
+
+type Problems = Vec<(RelPath, String)>;
+
+pub(super) struct Driver {
+    context: Context,
+    machine: Machine,
+    started: Instant,
+    status: Arc<Mutex<PeerStatus>>,
+    session: Option<Session>,
+    /// Counts links and rounds, so that what belongs to an older one is recognised.
+    link_number: u64,
+    round_number: u64,
+    round: Option<Arc<Mutex<Round>>>,
+    /// The paths of a report of the whole tree, while it is coming in.
+    whole: Option<HashSet<RelPath>>,
+    incoming: HashMap<ContentHash, Partial>,
+    flushes: HashMap<u64, oneshot::Sender<FlushOutcome>>,
+    next_flush: u64,
+    resolutions: HashMap<RelPath, Side>,
+    resume: Option<Resume>,
+    /// See [`plan`].
+    reports: Arc<Mutex<()>>,
+    finished: (
+        mpsc::UnboundedSender<Numbered>,
+        mpsc::UnboundedReceiver<Numbered>,
+    ),
+    last_stderr: Option<String>,
+    pruned: u64,
+    /// What the last round could not do, and what the agent says it cannot.
+    problems: (Problems, Problems),
+    /// When rounds have deleted files here, and how many.
+    deleted: Vec<(Instant, usize)>,
+    /// Deletions that wait for more of them.
+    gathering: Option<usize>,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs something that blocks, off the runtime's thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Worker(error.to_string())),
+    }
+}
+
+impl Driver {
+    pub(super) fn new(context: Context, machine: Machine, status: Arc<Mutex<PeerStatus>>) -> Self {
+        Self {
+            context,
+            machine,
+            started: Instant::now(),
+            status,
+            session: None,
+            link_number: 0,
+            round_number: 0,
+            round: None,
+            whole: None,
+            incoming: HashMap::new(),
+            flushes: HashMap::new(),
+            next_flush: 1,
+            resolutions: HashMap::new(),
+            resume: None,
+            finished: mpsc::unbounded_channel(),
+            reports: Arc::default(),
+            last_stderr: None,
+            pruned: 0,
+            problems: Default::default(),
+            gathering: None,
+            deleted: Vec::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut controls: mpsc::UnboundedReceiver<Control>) {
+        self.feed(Event::Tick).await;
+        loop {
+            self.publish();
+            let deadline = self
+                .machine
+                .deadline()
+                .map_or(Duration::from_secs(3600), |deadline| {
+                    deadline
+                        .saturating_sub(self.started.elapsed())
+                        .min(Duration::from_secs(3600))
+                });
+            let event = tokio::select! {
+                control = controls.recv() => match control {
+                    Some(Control::Stop) | None => break,
+                    Some(control) => self.control(control),
+                },
+                Some((number, finished)) = self.finished.1.recv() => {
+                    self.finished(number, finished)
+                }
+                message = next_message(&mut self.session) => match message {
+                    Ok(message) => {
+                        self.note(&message);
+                        Some(Event::Message(message))
+                    }
+                    Err(reason) => Some(Event::LinkLost(self.explain(reason))),
+                },
+                () = tokio::time::sleep(deadline) => Some(Event::Tick),
+            };
+            if let Some(event) = event {
+                self.feed(event).await;
+            }
+        }
+        for (_, answer) in self.flushes.drain() {
+            let _ = answer.send(FlushOutcome::Stopped);
+        }
+    }
+
+    fn control(&mut self, control: Control) -> Option<Event> {
+        match control {
+            Control::Wake(n) => Some(Event::LocalChanged(n)),
+            Control::RetryNow => Some(Event::RetryNow),
+            Control::Resolve { path, side } => {
+                self.resolutions.insert(path, side);
+                Some(Event::Stored {
+                    news: true,
+                    complete: false,
+                })
+            }
+            Control::Resume(resume) => {
+                self.resume = Some(resume);
+                lock(&self.status).halt_reason = None;
+                // A halted link is tried again; one that is up looks at everything again.
+                Some(match self.machine.state() {
+                    LinkState::Halted => Event::RetryNow,
+                    _ => Event::Stored {
+                        news: true,
+                        complete: false,
+                    },
+                })
+            }
+            Control::Flush { n, answer } => {
+                if lock(&self.status).halt_reason.is_some() {
+                    let _ = answer.send(FlushOutcome::Halted);
+                    return None;
+                }
+                let id = self.next_flush;
+                self.next_flush += 1;
+                self.flushes.insert(id, answer);
+                Some(Event::Flush { id, n })
+            }
+            Control::Stop => None,
+        }
+    }
+
+    /// Feeds an event to the machine, carries its commands out, and feeds what comes of
+    /// them, until nothing is left.
+    async fn feed(&mut self, event: Event) {
+        self.carry_out(event).await;
+        // Somebody who stopped waiting does not hold anything up.
+        let gone: Vec<u64> = self
+            .flushes
+            .iter()
+            .filter(|(_, answer)| answer.is_closed())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.flushes.remove(&id);
+            self.carry_out(Event::FlushCancelled(id)).await;
+        }
+    }
+
+    async fn carry_out(&mut self, event: Event) {
+        let mut commands: VecDeque<Command> =
+            self.machine.handle(self.started.elapsed(), event).into();
+        while let Some(command) = commands.pop_front() {
+            let event = match self.execute(command).await {
+                Ok(event) => event,
+                Err(error) => Some(Event::RoundFailed(error.to_string())),
+            };
+            if let Some(event) = event {
+                commands.extend(self.machine.handle(self.started.elapsed(), event));
+            }
+        }
+    }
+
+    async fn execute(&mut self, command: Command) -> Result<Option<Event>, Error> {
+        let journal = self.context.journal.clone();
+        let peer = self.context.peer;
+        match command {
+            Command::Connect => self.connect(),
+            Command::Disconnect => {
+                self.session = None;
+                self.link_number += 1;
+                self.whole = None;
+            }
+            Command::SendHello => {
+                let hello = self.hello()?;
+                let mut hello = blocking(move || store::hello(&journal, peer, hello)).await?;
+                if self.resume.is_some() {
+                    // Whoever is there now is the peer.
+                    hello.peer = None;
+                }
+                return Ok(self.send(&ToAgent::Hello(hello)));
+            }
+            Command::Send(message) => return Ok(self.send(&message)),
+            Command::Meet(hello) => return Ok(self.meet(*hello).await),
+            Command::Store {
+                observations,
+                complete,
+                upto,
+            } => {
+                if let Some(whole) = &mut self.whole {
+                    whole.extend(
+                        observations
+                            .iter()
+                            .map(|observation| observation.path.clone()),
+                    );
+                }
+                let absent_but = if complete { self.whole.take() } else { None };
+                let upto = complete.then_some(upto);
+                let in_round = self.machine.in_round();
+                let reports = Arc::clone(&self.reports);
+                let stored = blocking(move || {
+                    let _reports = lock(&reports);
+                    store::observe(&journal, peer, observations, absent_but, upto, in_round)
+                });
+                return Ok(Some(match stored.await {
+                    Ok(news) => Event::Stored { news, complete },
+                    // What could not be stored is reported again by the next session.
+                    Err(error) => Event::LinkLost(error.to_string()),
+                }));
+            }
+            Command::Plan { agree } => self.plan(agree),
+            Command::StoreFetched {
+                request,
+                hash,
+                offset,
+                bytes,
+                last,
+            } => {
+                let result = self.store_fetched(hash, offset, bytes, last).await;
+                return Ok(Some(Event::FetchStored { request, result }));
+            }
+            Command::FetchFailed(hash) => {
+                self.incoming.remove(&hash);
+                if let Some(round) = &self.round {
+                    lock(round).missing.insert(hash);
+                }
+            }
+            Command::ApplyLocal => self.apply_local()?,
+            Command::SendContent { hash, offset } => return Ok(self.send_content(hash, offset)),
+            Command::Propose(_) => {
+                let round = self.current_round()?;
+                blocking(move || store::propose(&journal, &lock(&round))).await?;
+                return Ok(Some(Event::Proposed));
+            }
+            Command::Accept { diverged, upto } => {
+                let round = self.current_round()?;
+                let n = blocking(move || {
+                    let mut round = lock(&round);
+                    store::accept(&journal, &mut round, &diverged, upto)?;
+                    Ok(round.cursor)
+                })
+                .await;
+                // Without the base the session cannot go on: the next one finds out by
+                // the agreement what was applied.
+                return Ok(Some(match n {
+                    Ok(n) => self.accepted(n),
+                    Err(error) => Event::LinkLost(error.to_string()),
+                }));
+            }
+            Command::Advance => {
+                let round = self.current_round()?;
+                let n = blocking(move || {
+                    let mut round = lock(&round);
+                    store::advance(&journal, &mut round)?;
+                    Ok(round.cursor)
+                })
+                .await?;
+                return Ok(Some(self.accepted(n)));
+            }
+            Command::EndRound => {
+                self.round = None;
+                self.round_number += 1;
+                self.incoming.clear();
+                lock(&self.status).pending_bytes = 0;
+            }
+            Command::Durable(n) => {
+                blocking(move || store::durable(&journal, peer, n)).await?;
+            }
+            Command::FlushDone { id, reached } => {
+                if let Some(answer) = self.flushes.remove(&id) {
+                    let halted = lock(&self.status).halt_reason.is_some();
+                    let outcome = match (reached, halted) {
+                        (_, true) => FlushOutcome::Halted,
+                        (true, false) => FlushOutcome::Durable,
+                        (false, false) => FlushOutcome::Unreachable,
+                    };
+                    let _ = answer.send(outcome);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn connect(&mut self) {
+        self.link_number += 1;
+        let number = self.link_number;
+        let (connect, finished) = (self.context.connect.clone(), self.finished.0.clone());
+        spawn_blocking(move || {
+            let _ = finished.send((number, Finished::Connected(connect())));
+        });
+    }
+
+    fn hello(&self) -> Result<MountHello, Error> {
+        Ok(MountHello {
+            protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
+            features: Vec::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mirror: self.context.mirror,
+            replica: self.context.replica,
+            session: Id::random().map_err(|_| Error::Random)?,
+            agreement: None,
+            proposed: None,
+            seen: None,
+            peer: None,
+        })
+    }
+
+    async fn meet(&mut self, hello: AgentHello) -> Option<Event> {
+        let (journal, peer) = (self.context.journal.clone(), self.context.peer);
+        let expected = {
+            let journal = journal.clone();
+            blocking(move || {
+                Ok(journal
+                    .snapshot()?
+                    .peer(peer)?
+                    .and_then(|peer| peer.replica))
+            })
+            .await
+        };
+        match expected {
+            Ok(Some(expected)) if expected != hello.replica && self.resume.is_none() => {
+                let reason = format!(
+                    "another directory is at the peer's place (replica {}, expected {expected}): \
+                     nothing is exchanged until you say so with mirrorfs resume",
+                    hello.replica
+                );
+                lock(&self.status).halt_reason = Some(reason.clone());
+                return Some(Event::Halted(reason));
+            }
+            Ok(_) => {}
+            Err(error) => return Some(Event::LinkLost(error.to_string())),
+        }
+        self.whole = hello.whole.then(HashSet::new);
+        match blocking(move || store::meet(&journal, peer, &hello)).await {
+            Ok(_) => None,
+            Err(error) => Some(Event::LinkLost(error.to_string())),
+        }
+    }
+
+    fn send(&mut self, message: &ToAgent) -> Option<Event> {
+        let session = self.session.as_ref()?;
+        session.send(message).err().map(Event::LinkLost)
+    }
+
+    fn plan(&mut self, agree: bool) {
+        self.round_number += 1;
+        let number = self.round_number;
+        self.deleted
+            .retain(|(at, count)| *count > 0 && at.elapsed() < LATELY);
+        let orders = Orders {
+            policy: self.context.policy,
+            resume: self.resume,
+            deletions_before: self.gathering,
+            deleted_lately: self.deleted.iter().map(|(_, count)| count).sum(),
+            scanned: self.context.scanned,
+            resolutions: self.resolutions.clone(),
+            agree,
+            name_artefacts: self.context.name_artefacts,
+        };
+        let (context, finished) = (self.context.clone(), self.finished.0.clone());
+        let reports = Arc::clone(&self.reports);
+        spawn_blocking(move || {
+            let planned = plan(
+                &context.journal,
+                &context.tree.filesystem,
+                context.peer,
+                &orders,
+                &reports,
+            );
+            let _ = finished.send((number, Finished::Planned(Box::new(planned))));
+        });
+    }
+
+    fn current_round(&self) -> Result<Arc<Mutex<Round>>, Error> {
+        self.round
+            .clone()
+            .ok_or_else(|| Error::Worker("no round is under way".to_owned()))
+    }
+
+    /// A round has come to its end: what was ordered for it is done.
+    fn accepted(&mut self, n: u64) -> Event {
+        if let Some(round) = &self.round {
+            let round = lock(round);
+            self.gathering = round.gathering;
+            self.deleted.push((Instant::now(), round.deleted()));
+            let mut status = lock(&self.status);
+            status.halt_reason.clone_from(&round.braked);
+            self.problems.0.clone_from(&round.problems);
+            status.problems = self.problems();
+            for path in round.plan.decisions.keys() {
+                self.resolutions.remove(path);
+            }
+            if round.braked.is_none() && round.gathering.is_none() {
+                self.resume = None;
+                self.context.scanned = false;
+            }
+        }
+        self.prune(n);
+        Event::Accepted(n)
+    }
+
+    /// The filesystem remembers when each node changed for the sake of decisions that
+    /// are older. None is older than the cursor of the peer that is furthest behind.
+    fn prune(&mut self, n: u64) {
+        if n < self.pruned + PRUNE_EVERY {
+            return;
+        }
+        self.pruned = n;
+        let (journal, filesystem) = (
+            self.context.journal.clone(),
+            self.context.tree.filesystem.clone(),
+        );
+        spawn_blocking(move || {
+            let peers = journal.snapshot().and_then(|snapshot| snapshot.peers());
+            match peers.map(|peers| peers.iter().map(|peer| peer.cursor).min()) {
+                Ok(oldest) => filesystem.prune_changes(oldest.unwrap_or(0)),
+                Err(error) => tracing::warn!(%error, "cannot tell how far the peers are"),
+            }
+        });
+    }
+
+    fn apply_local(&mut self) -> Result<(), Error> {
+        let round = self.round.take();
+        let number = self.round_number;
+        let (tree, journal) = (self.context.tree.clone(), self.context.journal.clone());
+        let finished = self.finished.0.clone();
+        let Some(round) = round.and_then(Arc::into_inner) else {
+            return Err(Error::Worker("the round is in use".to_owned()));
+        };
+        let mut round = Box::new(round.into_inner().unwrap_or_else(PoisonError::into_inner));
+        spawn_blocking(move || {
+            let result = store::announce_artefacts(&journal, &round)
+                .and_then(|()| apply(&tree, &journal, &mut round))
+                .and_then(|refused| store::open_conflicts(&journal, &round).map(|()| refused));
+            let _ = finished.send((number, Finished::Applied { round, result }));
+        });
+        Ok(())
+    }
+
+    async fn store_fetched(
+        &mut self,
+        hash: ContentHash,
+        offset: u64,
+        bytes: Vec<u8>,
+        last: bool,
+    ) -> Result<bool, String> {
+        let size = match &self.round {
+            Some(round) => lock(round).incoming.get(&hash).copied(),
+            None => None,
+        };
+        let Some(size) = size else {
+            return Err("nobody asked for this content".to_owned());
+        };
+        let partial = self.incoming.remove(&hash);
+        let staging = self.context.tree.staging.clone();
+        let stored = spawn_blocking(move || {
+            let mut incoming = match partial {
+                Some(partial) => staging.resume(partial),
+                None => staging.begin(hash, size)?,
+            };
+            // What an earlier session left is sent again from its start.
+            let known = incoming.have().saturating_sub(offset);
+            let skip = usize::try_from(known)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            incoming.append(offset + skip as u64, &bytes[skip..])?;
+            if last {
+                incoming.finish()?;
+                return Ok(None);
+            }
+            Ok::<_, crate::replica::Error>(Some(incoming.set_aside()))
+        })
+        .await
+        .map_err(|error| error.to_string())?;
+        match stored.map_err(|error| error.to_string())? {
+            Some(partial) => {
+                self.incoming.insert(hash, partial);
+                Ok(false)
+            }
+            None => Ok(true),
+        }
+    }
+
+    /// Reads a stretch as it was at the cut and hands it over once there is room.
+    fn send_content(&mut self, hash: ContentHash, offset: u64) -> Option<Event> {
+        let (Some(round), Some(session)) = (self.round.clone(), &self.session) else {
+            return Some(Event::ContentGone("the round is over".to_owned()));
+        };
+        let (contents, finished) = (session.contents(), self.finished.0.clone());
+        let number = self.round_number;
+        tokio::spawn(async move {
+            let Some(room) = contents.room().await else {
+                return;
+            };
+            let read = spawn_blocking(move || read_stretch(&lock(&round), hash, offset)).await;
+            let (stretch, next) = match read {
+                Ok(Ok((message, next))) => (Ok((message, room)), next),
+                Ok(Err(reason)) => (Err(reason), None),
+                Err(error) => (Err(error.to_string()), None),
+            };
+            let _ = finished.send((number, Finished::Sent { stretch, next }));
+        });
+        None
+    }
+
+    fn finished(&mut self, number: u64, finished: Finished) -> Option<Event> {
+        match finished {
+            Finished::Connected(_) if number != self.link_number => None,
+            Finished::Connected(Ok(link)) => {
+                lock(&self.status).transport =
+                    Some((link.transport.to_string(), link.reason.clone()));
+                match Session::start(link) {
+                    Ok(session) => {
+                        self.session = Some(session);
+                        Some(Event::Connected)
+                    }
+                    Err(error) => Some(Event::LinkLost(error.to_string())),
+                }
+            }
+            Finished::Connected(Err(error)) => Some(Event::LinkLost(error.to_string())),
+            _ if number != self.round_number => None,
+            Finished::Planned(planned) => match *planned {
+                Ok((round, _)) if self.context.dry_run => {
+                    lock(&self.status).preview = Some(round.preview());
+                    None
+                }
+                Ok((round, planned)) => {
+                    lock(&self.status).pending_bytes = planned
+                        .ops
+                        .iter()
+                        .filter_map(|op| op.content())
+                        .map(|(_, size)| size)
+                        .sum();
+                    self.round = Some(Arc::new(Mutex::new(round)));
+                    Some(Event::Planned(planned))
+                }
+                Err(error) => Some(Event::RoundFailed(error.to_string())),
+            },
+            Finished::Applied { round, result } => {
+                self.round = Some(Arc::new(Mutex::new(*round)));
+                Some(match result {
+                    Ok(refused) => Event::LocalApplied {
+                        refused,
+                        agree: true,
+                    },
+                    Err(error) => Event::RoundFailed(error.to_string()),
+                })
+            }
+            Finished::Sent { stretch, next } => match stretch {
+                Ok((message, room)) => {
+                    if let ToAgent::Data { bytes, .. } = &message {
+                        let mut status = lock(&self.status);
+                        status.pending_bytes =
+                            status.pending_bytes.saturating_sub(bytes.len() as u64);
+                    }
+                    let session = self.session.as_ref()?;
+                    match session.contents().send(&message, room) {
+                        Ok(()) => Some(Event::ContentSent { next }),
+                        Err(reason) => Some(Event::LinkLost(reason)),
+                    }
+                }
+                Err(reason) => Some(Event::ContentGone(reason)),
+            },
+        }
+    }
+
+    /// What a message says to people rather than to the machine.
+    fn note(&mut self, message: &ToMount) {
+        match message {
+            ToMount::Problems { problems } => {
+                self.problems.1.clone_from(problems);
+                lock(&self.status).problems = self.problems();
+            }
+            ToMount::Watching { degraded } => lock(&self.status).degraded.clone_from(degraded),
+            ToMount::Refused { refusal } => {
+                lock(&self.status).halt_reason = Some(refusal.to_string());
+            }
+            ToMount::Hello(_) => lock(&self.status).halt_reason = None,
+            _ => {}
+        }
+    }
+
+    /// What this side and the agent could not do.
+    fn problems(&self) -> Problems {
+        let mut all = self.problems.0.clone();
+        all.extend(self.problems.1.iter().cloned());
+        all
+    }
+
+    /// Adds what the transport printed to the reason why a link ended.
+    fn explain(&mut self, reason: String) -> String {
+        let stderr = self
+            .session
+            .as_ref()
+            .map(|session| session.link().stderr_tail());
+        self.last_stderr = stderr.filter(|text| !text.trim().is_empty());
+        match &self.last_stderr {
+            Some(text) => format!("{reason} ({})", text.trim()),
+            None => reason,
+        }
+    }
+
+    fn publish(&self) {
+        let (applied, durable) = self.machine.positions();
+        let mut status = lock(&self.status);
+        status.applied_seq = applied;
+        status.durable_seq = durable;
+        status.settled = self.machine.is_settled();
+        status.last_error = self.machine.last_error().map(str::to_owned);
+        status.state = match self.machine.state() {
+            LinkState::Halted => PeerState::Halted,
+            _ if status.halt_reason.is_some() => PeerState::Halted,
+            LinkState::Connected => PeerState::Connected,
+            LinkState::Connecting => PeerState::Connecting,
+            LinkState::Unreachable => PeerState::Unreachable,
+        };
+    }
+}
+
+async fn next_message(session: &mut Option<Session>) -> Result<ToMount, String> {
+    match session {
+        Some(session) => match session.incoming.recv().await {
+            Some(message) => message,
+            None => Err("the connection to the agent ended".to_owned()),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+fn read_stretch(
+    round: &Round,
+    hash: ContentHash,
+    offset: u64,
+) -> Result<(ToAgent, Option<u64>), String> {
+    if round.cut.abandoned() {
+        return Err("too much changed while it was being sent; a new cut is taken".to_owned());
+    }
+    let Some(source) = round.sources.get(&hash) else {
+        return Err(format!("content {hash} is not part of the round"));
+    };
+    let left = source.size.saturating_sub(offset);
+    let mut bytes = vec![0; STRETCH.min(usize::try_from(left).unwrap_or(STRETCH))];
+    let file = round
+        .cut
+        .open(source.ino, &source.path)
+        .map_err(|error| format!("{}: {error}", source.path))?;
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let read = file
+            .read_at(&mut bytes[filled..], offset + filled as u64)
+            .map_err(|error| format!("{}: {error}", source.path))?;
+        if read == 0 {
+            return Err(format!("{} is shorter than it was at the cut", source.path));
+        }
+        filled += read;
+    }
+    let end = offset + bytes.len() as u64;
+    let next = (end < source.size).then_some(end);
+    Ok((
+        ToAgent::Data {
+            hash,
+            offset,
+            bytes,
+        },
+        next,
+    ))
+}

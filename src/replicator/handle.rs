@@ -1,0 +1,210 @@
+//! The daemon's hold on a peer: what its task works with, what it tells, and what it can
+//! be told.
+
+use std::sync::{Arc, Mutex};
+
+use mirrorfs_journal::Journal;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::reconcile::Policy;
+use crate::transport::{ConnectError, Link};
+use crate::tree::{Id, MirrorId, PeerId, RelPath, ReplicaId};
+
+use super::Error;
+use super::apply::LocalTree;
+use super::driver::{Driver, lock};
+use super::machine::Machine;
+use super::round::{Resume, Side};
+
+/// How a link to the peer is made. Called on a thread that may block.
+pub type Connect = dyn Fn() -> Result<Link, ConnectError> + Send + Sync;
+
+/// Everything a peer's task works with.
+#[derive(Clone)]
+pub struct Context {
+    /// The mirror.
+    pub mirror: MirrorId,
+    /// This side's replica.
+    pub replica: ReplicaId,
+    /// The journal.
+    pub journal: Journal,
+    /// The mounted side's tree.
+    pub tree: LocalTree,
+    /// Makes a link.
+    pub connect: Arc<Connect>,
+    /// The peer.
+    pub peer: PeerId,
+    /// Which way changes travel.
+    pub policy: Policy,
+    /// Several peers are configured.
+    pub name_artefacts: bool,
+    /// Changes on this side were found by a scan since the last clean stop.
+    pub scanned: bool,
+    /// Decide, tell, and change nothing on either side.
+    pub dry_run: bool,
+}
+
+/// The state of a peer in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PeerState {
+    /// In session.
+    Connected,
+    /// Being tried.
+    Connecting,
+    /// Tried without success; tried again later.
+    Unreachable,
+    /// Waits for a person's decision.
+    Halted,
+}
+
+/// What a person sees of a peer.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// The peer.
+    pub id: PeerId,
+    /// Its state.
+    pub state: PeerState,
+    /// The transport in use or last used, and why that one.
+    pub transport: Option<(String, String)>,
+    /// Local changes up to here are on the peer.
+    pub applied_seq: u64,
+    /// Local changes up to here survive a power loss of the peer.
+    pub durable_seq: u64,
+    /// Bytes of the round under way that are still to be sent.
+    pub pending_bytes: u64,
+    /// Nothing is under way and nothing is known to be left.
+    pub settled: bool,
+    /// Why something does not go on.
+    pub last_error: Option<String>,
+    /// What a person has to decide.
+    pub halt_reason: Option<String>,
+    /// Paths with a problem, on either side.
+    pub problems: Vec<(RelPath, String)>,
+    /// Why the peer's directory is scanned instead of watched.
+    pub degraded: Option<String>,
+    /// In a dry run: what would be done.
+    pub preview: Option<Vec<Preview>>,
+}
+
+/// One line of a dry run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Preview {
+    /// What would happen: `push`, `pull`, `conflict` or `held`.
+    pub action: &'static str,
+    /// To what: `create`, `replace`, `metadata`, `delete`, `move`; the reason if held.
+    pub change: String,
+    /// Where.
+    pub path: RelPath,
+}
+
+/// How a flush ended for one peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlushOutcome {
+    /// The peer durably holds everything that could be sent.
+    Durable,
+    /// The peer could not be reached.
+    Unreachable,
+    /// A brake is engaged or the session was refused.
+    Halted,
+    /// The peer's task has ended.
+    Stopped,
+}
+
+/// What a task can be told.
+pub(super) enum Control {
+    Wake(u64),
+    RetryNow,
+    Flush {
+        n: u64,
+        answer: oneshot::Sender<FlushOutcome>,
+    },
+    Resolve {
+        path: RelPath,
+        side: Side,
+    },
+    Resume(Resume),
+    Stop,
+}
+
+/// The daemon's hold on a peer's task.
+pub struct Handle {
+    control: mpsc::UnboundedSender<Control>,
+    status: Arc<Mutex<PeerStatus>>,
+    task: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Starts the task within the current runtime.
+    pub fn spawn(context: Context) -> Result<Self, Error> {
+        let Some(peer) = context.journal.snapshot()?.peer(context.peer)? else {
+            return Err(Error::UnknownPeer);
+        };
+        let newest = context.journal.recorder().last();
+        let jitter = Id::random().map_err(|_| Error::Random)?.0[0];
+        let machine = Machine::new(peer.cursor, peer.durable, newest, u64::from(jitter) + 1);
+        let status = Arc::new(Mutex::new(PeerStatus {
+            id: peer.id,
+            state: PeerState::Connecting,
+            transport: None,
+            applied_seq: peer.cursor,
+            durable_seq: peer.durable,
+            pending_bytes: 0,
+            settled: false,
+            last_error: None,
+            halt_reason: None,
+            problems: Vec::new(),
+            degraded: None,
+            preview: None,
+        }));
+        let (control, controls) = mpsc::unbounded_channel();
+        let waker = control.clone();
+        // Runs on the journal's writer thread: only a wake.
+        context
+            .journal
+            .on_commit(move |n| drop(waker.send(Control::Wake(n))));
+        let driver = Driver::new(context, machine, status.clone());
+        let task = tokio::spawn(driver.run(controls));
+        Ok(Self {
+            control,
+            status,
+            task,
+        })
+    }
+
+    /// What a person sees of the peer.
+    pub fn status(&self) -> PeerStatus {
+        lock(&self.status).clone()
+    }
+
+    /// Tries at once what was put off.
+    pub fn retry_now(&self) {
+        let _ = self.control.send(Control::RetryNow);
+    }
+
+    /// Goes on where a brake is engaged, once.
+    pub fn resume(&self, resume: Resume) {
+        let _ = self.control.send(Control::Resume(resume));
+    }
+
+    /// Settles a conflict in favour of one side.
+    pub fn resolve(&self, path: RelPath, side: Side) {
+        let _ = self.control.send(Control::Resolve { path, side });
+    }
+
+    /// Waits until the peer durably holds every change up to `n`, and everything that had
+    /// changed over there has come in. Dropping the future gives up waiting.
+    pub async fn flush(&self, n: u64) -> FlushOutcome {
+        let (answer, outcome) = oneshot::channel();
+        if self.control.send(Control::Flush { n, answer }).is_err() {
+            return FlushOutcome::Stopped;
+        }
+        outcome.await.unwrap_or(FlushOutcome::Stopped)
+    }
+
+    /// Ends the task. What was not shipped stays in the journal.
+    pub async fn stop(self) {
+        let _ = self.control.send(Control::Stop);
+        let _ = self.task.await;
+    }
+}

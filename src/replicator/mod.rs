@@ -1,0 +1,55 @@
+//! Replication of a tree to one peer: the state machine, what it decides with, and the
+//! task that carries its commands out.
+//!
+//! [`Machine`](machine::Machine) holds the order of things and does no I/O;
+//! [`round`] takes a cut and decides what it leads to; `store` writes down what holds;
+//! [`apply`] carries out what concerns the mounted side; the driver connects them, and
+//! [`Handle`] is the daemon's hold on it.
+
+pub mod apply;
+pub mod batch;
+pub mod conflict;
+mod driver;
+pub mod handle;
+mod link;
+pub mod machine;
+pub mod moves;
+pub mod round;
+pub mod scope;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use apply::LocalTree;
+pub use handle::{Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
+pub use round::{Resume, Side};
+pub use store::renew_lost_copies;
+
+/// What went wrong on this side.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The journal does not answer.
+    #[error("journal: {0}")]
+    Journal(#[from] mirrorfs_journal::Error),
+    /// The filesystem does not answer.
+    #[error("filesystem: {0}")]
+    Filesystem(#[from] crate::fs::Error),
+    /// The peer is not configured (any more).
+    #[error("the peer is not configured any more")]
+    UnknownPeer,
+    /// The kernel's random source failed.
+    #[error("no random numbers from the kernel")]
+    Random,
+    /// A round was asked for before the peer reported anything.
+    #[error("the peer has not reported its tree yet")]
+    NothingReported,
+    /// More changed while a cut was open than can be kept for it.
+    #[error("too much changed while the tree was being looked at; it is looked at anew")]
+    Abandoned,
+    /// Something of ours could not be encoded.
+    #[error("an internal record could not be encoded")]
+    Unencodable,
+    /// A thread of ours did not finish.
+    #[error("a worker thread ended early: {0}")]
+    Worker(String),
+}

@@ -1,0 +1,733 @@
+//! One round: what was decided at a cut, and what it needs to be carried out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mirrorfs_journal::{BaseChange, Conflict, Durability, Journal, Peer, Proposal, Snapshot};
+
+use crate::fs::Cut;
+use crate::reconcile::{Decision, Held, Plan, Policy, Sides, reconcile};
+use crate::tree::{
+    Agreement, Content, ContentHash, Entry, Id, Ino, NodeId, PeerId, RelPath, Timestamp,
+};
+use crate::wire::message::{Divergence, Op, Revision};
+
+use super::Error;
+use super::batch::{Batch, Step, base_without, is_git_directory, steps};
+use super::conflict::Artefacts;
+use super::handle::Preview;
+use super::machine::{Fetch, Planned};
+use super::moves::Moves;
+use super::scope::{LocalNode, Scope, Unsettled, gather};
+use super::store;
+
+/// Which side of a conflict a person wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    /// The mounted side's version.
+    Local,
+    /// The peer's version.
+    Remote,
+}
+
+/// What is to become of deletions that a brake holds back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resume {
+    /// They are meant: delete on the other side too.
+    AllowDeletions,
+    /// They are not: bring back what is missing.
+    Refill,
+}
+
+/// What a round is told beside what is stored.
+#[derive(Clone, Debug, Default)]
+pub struct Orders {
+    /// Which way changes travel.
+    pub policy: Policy,
+    /// What somebody said about deletions that a brake held back.
+    pub resume: Option<Resume>,
+    /// How many deletions on this side the round before held back to see whether more
+    /// would come.
+    pub deletions_before: Option<usize>,
+    /// How many files the peer's deletions have taken from this side lately.
+    pub deleted_lately: usize,
+    /// The next many deletions on this side were found by a scan, not seen.
+    pub scanned: bool,
+    /// Conflicts that somebody resolved.
+    pub resolutions: HashMap<RelPath, Side>,
+    /// Make an agreement even if nothing has to be done.
+    pub agree: bool,
+    /// Several peers are configured, so artefacts carry this one's name.
+    pub name_artefacts: bool,
+}
+
+/// A conflict that this round found, or whose remote version is new.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The record to be stored.
+    pub conflict: Conflict,
+    /// The artefacts of an older remote version that nobody edited.
+    pub superseded: Vec<(RelPath, LocalNode)>,
+}
+
+/// A conflict that is over, with the artefacts that nobody edited.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// Its key.
+    pub id: i64,
+    /// What can go.
+    pub artefacts: Vec<(RelPath, LocalNode)>,
+}
+
+/// Where a content can be read as it was at the cut.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The file's path at the cut.
+    pub path: RelPath,
+    /// Its inode.
+    pub ino: Ino,
+    /// Its size at the cut, in bytes.
+    pub size: u64,
+}
+
+/// See the module's documentation.
+pub struct Round {
+    /// The peer as it was stored when the round began.
+    pub peer: Peer,
+    /// The cut, for as long as contents may have to be read from it.
+    pub cut: Cut,
+    /// What each name shows, and what becomes of it.
+    pub plan: Plan,
+    /// From base coordinates to final ones.
+    pub moves: Moves,
+    /// The local nodes in scope.
+    pub locals: HashMap<RelPath, LocalNode>,
+    /// Observations that were decided on, in base coordinates.
+    pub observed: Vec<(RelPath, Option<Entry>)>,
+    /// Steps on the mounted side.
+    pub local_steps: Vec<Step>,
+    /// Steps on the peer, and the base after them.
+    pub batch: Batch,
+    /// Contents that are to be had on this side, by hash.
+    pub sources: HashMap<ContentHash, Source>,
+    /// Versions of conflicts that the peer keeps already.
+    pub kept: store::Kept,
+    /// Conflicts to be noted.
+    pub found: Vec<Found>,
+    /// Conflicts that end.
+    pub resolved: Vec<Resolved>,
+    /// What stays to be looked at.
+    pub unsettled: Unsettled,
+    /// Files that could not be read, and steps that did not take place.
+    pub problems: Vec<(RelPath, String)>,
+    /// Why deletions were held back, if they were.
+    pub braked: Option<String>,
+    /// How many deletions on this side were held back to see whether more will come.
+    pub gathering: Option<usize>,
+    /// The agreement to be made.
+    pub agreement: Agreement,
+    /// The batch's identity.
+    pub id: Id,
+    /// The cursor once the round is over.
+    pub cursor: u64,
+    /// The agent's reports that were taken into account.
+    pub seen: Revision,
+    /// The size of each content that has to be fetched.
+    pub incoming: HashMap<ContentHash, u64>,
+    /// Contents that could not be fetched.
+    pub missing: HashSet<ContentHash>,
+    /// Local steps that were refused.
+    pub refused: BTreeSet<RelPath>,
+    /// What local steps made, by path, with the number of the change.
+    pub placed: HashMap<RelPath, (Ino, u64)>,
+    /// Whether anything was left over by earlier rounds.
+    pub had_unsettled: bool,
+}
+
+/// Takes a cut, gathers what may differ, and decides.
+///
+/// `reports` is held while the peer's reports are stored, and here until the snapshot is
+/// there. So each report is either seen by this round, or stored by those rules that
+/// hold while a round is under way.
+pub fn plan(
+    journal: &Journal,
+    filesystem: &Arc<crate::fs::Filesystem>,
+    peer: PeerId,
+    orders: &Orders,
+    reports: &Mutex<()>,
+) -> Result<(Round, Planned), Error> {
+    let (cut, snapshot) = {
+        let _reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is left over of a round that failed would turn against what this one does.
+        journal.update(Durability::Normal, move |update| {
+            update.drop_equal_observations(peer)
+        })?;
+        let cut = filesystem.open_cut()?;
+        let snapshot = journal.snapshot_at(cut.mark())?;
+        (cut, snapshot)
+    };
+    let Some(peer) = snapshot.peer(peer)? else {
+        return Err(Error::UnknownPeer);
+    };
+    let unsettled = load_unsettled(&snapshot, peer.id)?;
+    let conflicts: Vec<Conflict> = snapshot
+        .conflicts()?
+        .into_iter()
+        .filter(|conflict| conflict.peer == peer.id)
+        .collect();
+    // Whatever is listed as an artefact stays local, whichever peer it stems from.
+    let artefacts: BTreeSet<RelPath> = snapshot
+        .conflicts()?
+        .into_iter()
+        .flat_map(|conflict| [conflict.copy, conflict.info])
+        .flatten()
+        .chain(store::placing(&snapshot)?)
+        .collect();
+    let mut hashed: Vec<(NodeId, u64, ContentHash)> = Vec::new();
+    let mut scope = gather(
+        &snapshot,
+        &peer,
+        &unsettled,
+        &artefacts,
+        &mut |path, node| {
+            let hash = hash_at(&cut, path, node.ino, node.attr.size)?;
+            hashed.push((node.id, node.content_n, hash));
+            Ok(hash)
+        },
+    )?;
+    if cut.abandoned() {
+        return Err(Error::Abandoned);
+    }
+    if !hashed.is_empty() {
+        journal.update(Durability::Normal, move |update| {
+            for (node, content_n, hash) in hashed {
+                update.set_hash(node, content_n, hash)?;
+            }
+            Ok(())
+        })?;
+    }
+    let mut decided = reconcile(std::mem::take(&mut scope.sides), orders.policy);
+    let mut resolved = resolve(&snapshot, &mut decided, &conflicts, orders)?;
+    let gathering = gather_deletions(&mut decided, orders);
+    let braked = brake(&snapshot, &peer, &mut decided, orders)?;
+    let found = find_conflicts(&snapshot, &peer, &decided, &conflicts, orders)?;
+    for conflict in &conflicts {
+        let open = match decided.decisions.get(&conflict.path) {
+            Some((_, decision)) => *decision == Decision::Conflict,
+            None => true,
+        };
+        if !open && !resolved.iter().any(|resolved| resolved.id == conflict.id) {
+            resolved.push(Resolved {
+                id: conflict.id,
+                artefacts: unedited_artefacts(&snapshot, conflict)?,
+            });
+        }
+    }
+    let mut round = assemble(
+        &snapshot, peer, cut, decided, scope, found, resolved, braked,
+    )?;
+    round.gathering = gathering;
+    round.had_unsettled = !unsettled.is_empty();
+    let planned = summarise(&mut round, &snapshot, orders)?;
+    round
+        .cut
+        .needs(round.sources.values().map(|source| source.ino).collect());
+    Ok((round, planned))
+}
+
+fn load_unsettled(snapshot: &Snapshot, peer: PeerId) -> Result<Unsettled, Error> {
+    let stored = snapshot.setting(&unsettled_key(peer))?;
+    // What an older program wrote and this one cannot read costs a look at everything,
+    // which the caller can ask for; it is no reason to stop.
+    Ok(stored
+        .and_then(|bytes| postcard::from_bytes(&bytes).ok())
+        .unwrap_or_default())
+}
+
+/// The setting that holds a peer's [`Unsettled`].
+pub fn unsettled_key(peer: PeerId) -> String {
+    format!("unsettled.{}", peer.0)
+}
+
+fn hash_at(cut: &Cut, path: &RelPath, ino: Ino, size: u64) -> Result<ContentHash, String> {
+    let file = cut.open(ino, path).map_err(|error| error.to_string())?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 256 * 1024];
+    let mut offset = 0;
+    while offset < size {
+        let want = buffer
+            .len()
+            .min(usize::try_from(size - offset).unwrap_or(usize::MAX));
+        let read = file
+            .read_at(&mut buffer[..want], offset)
+            .map_err(|error| error.to_string())?;
+        if read == 0 {
+            return Err(format!("ends at {offset} of {size} bytes"));
+        }
+        hasher.update(&buffer[..read]);
+        offset += read as u64;
+    }
+    Ok(ContentHash(*hasher.finalize().as_bytes()))
+}
+
+/// Carries out what people decided: a removed `.conflict` file, or an order, means that
+/// one side wins over exactly the version on record.
+fn resolve(
+    snapshot: &Snapshot,
+    plan: &mut Plan,
+    conflicts: &[Conflict],
+    orders: &Orders,
+) -> Result<Vec<Resolved>, Error> {
+    let mut resolved = Vec::new();
+    for conflict in conflicts {
+        let Some((sides, decision)) = plan.decisions.get_mut(&conflict.path) else {
+            continue;
+        };
+        if *decision != Decision::Conflict || sides.remote != conflict.remote {
+            continue;
+        }
+        let removed = match &conflict.copy {
+            Some(copy) => snapshot.at(copy)?.is_none(),
+            None => false,
+        };
+        let result = match orders.resolutions.get(&conflict.path) {
+            Some(Side::Remote) => sides.remote.clone(),
+            Some(Side::Local) => sides.local.clone(),
+            None if removed => sides.local.clone(),
+            None => continue,
+        };
+        *decision = Decision::Agree { result, note: None };
+        resolved.push(Resolved {
+            id: conflict.id,
+            artefacts: unedited_artefacts(snapshot, conflict)?,
+        });
+    }
+    Ok(resolved)
+}
+
+/// The artefacts of a conflict that still say what they said when they were made.
+fn unedited_artefacts(
+    snapshot: &Snapshot,
+    conflict: &Conflict,
+) -> Result<Vec<(RelPath, LocalNode)>, Error> {
+    let mut unedited = Vec::new();
+    for (path, is_copy) in [(&conflict.copy, true), (&conflict.info, false)] {
+        let Some(path) = path else { continue };
+        let Some(node) = snapshot.at(path)? else {
+            continue;
+        };
+        let same = match conflict.remote.as_ref().map(|entry| &entry.content) {
+            Some(Content::File { hash, .. }) if is_copy => node.hash == Some(*hash),
+            Some(Content::Symlink { target }) if is_copy => node.target.as_ref() == Some(target),
+            _ => !is_copy,
+        };
+        if same && node.artefact {
+            unedited.push((path.clone(), LocalNode::from(&node)));
+        }
+    }
+    Ok(unedited)
+}
+
+/// What a person can do about a brake.
+const WAY_ON: &str = "mirrorfs resume --refill brings them back, --allow-deletions deletes them \
+                      on both sides";
+
+/// A tree that is being wiped is reported piece by piece, and no piece may be many. So
+/// deletions beyond a few wait until no more of them come.
+fn gather_deletions(plan: &mut Plan, orders: &Orders) -> Option<usize> {
+    let deletions = plan.local_deletions();
+    let settled = orders.resume.is_some() || orders.deletions_before == Some(deletions);
+    if deletions <= AT_ONCE || settled {
+        return None;
+    }
+    plan.brake_local_deletions();
+    Some(deletions)
+}
+
+/// So many deletions are carried out as soon as they are reported.
+const AT_ONCE: usize = 3;
+
+/// So many files may go at once without anybody being asked.
+const FEW: usize = 20;
+
+/// Deletions that were inferred and are suspiciously many are held.
+fn brake(
+    snapshot: &Snapshot,
+    peer: &Peer,
+    plan: &mut Plan,
+    orders: &Orders,
+) -> Result<Option<String>, Error> {
+    if orders.resume == Some(Resume::AllowDeletions) {
+        return Ok(None);
+    }
+    let known = usize::try_from(snapshot.base_count(peer.id)?).unwrap_or(usize::MAX);
+    let too_many = |deletions: usize| deletions > FEW && deletions > known / 2;
+    let (local, remote) = (plan.local_deletions(), plan.remote_deletions());
+    let refill = orders.resume == Some(Resume::Refill);
+    // A wipe that takes its time is one wipe.
+    let (gone, had) = (local + orders.deleted_lately, known + orders.deleted_lately);
+    if local > 0 && gone > FEW && gone > had / 2 {
+        if refill {
+            plan.undo_remote_deletions();
+            return Ok(None);
+        }
+        plan.brake_local_deletions();
+        return Ok(Some(format!(
+            "{gone} of {had} files are gone from the peer {}: the deletion of {local} here is held \
+             back; {WAY_ON}",
+            peer.name
+        )));
+    }
+    if orders.scanned && too_many(remote) {
+        if refill {
+            plan.undo_local_deletions();
+            return Ok(None);
+        }
+        plan.brake_remote_deletions();
+        return Ok(Some(format!(
+            "{remote} of {known} files were found missing here after a stop: their deletion from \
+             the peer {} is held back; {WAY_ON}",
+            peer.name
+        )));
+    }
+    Ok(None)
+}
+
+fn find_conflicts(
+    snapshot: &Snapshot,
+    peer: &Peer,
+    plan: &Plan,
+    conflicts: &[Conflict],
+    orders: &Orders,
+) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    let since = Timestamp::now();
+    for (path, (sides, decision)) in &plan.decisions {
+        if *decision != Decision::Conflict {
+            continue;
+        }
+        let known = conflicts.iter().find(|conflict| conflict.path == *path);
+        if known.is_some_and(|conflict| conflict.remote == sides.remote) {
+            continue;
+        }
+        let superseded = match known {
+            Some(conflict) => unedited_artefacts(snapshot, conflict)?,
+            None => Vec::new(),
+        };
+        let name = orders.name_artefacts.then_some(peer.name.as_str());
+        let in_git = path.components().any(is_git_directory);
+        let names = Artefacts::beside(path, name, since)
+            .ok()
+            .filter(|_| !in_git);
+        let is_directory = sides
+            .remote
+            .as_ref()
+            .is_none_or(|entry| entry.content == Content::Directory);
+        found.push(Found {
+            conflict: Conflict {
+                id: 0,
+                peer: peer.id,
+                path: path.clone(),
+                base: sides.base.clone(),
+                local: sides.local.clone(),
+                remote: sides.remote.clone(),
+                copy: names
+                    .as_ref()
+                    .filter(|_| !is_directory)
+                    .map(|names| names.copy.clone()),
+                info: names.map(|names| names.info),
+                since,
+            },
+            superseded,
+        });
+    }
+    Ok(found)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn assemble(
+    snapshot: &Snapshot,
+    peer: Peer,
+    cut: Cut,
+    plan: Plan,
+    scope: Scope,
+    found: Vec<Found>,
+    resolved: Vec<Resolved>,
+    braked: Option<String>,
+) -> Result<Round, Error> {
+    let nodes = scope
+        .locals
+        .iter()
+        .map(|(path, local)| (path.clone(), local.node))
+        .collect();
+    let mut batch = Batch::new(&plan, &scope.moves, &nodes);
+    // The peer keeps this side's version of every conflict, so that it survives this
+    // machine.
+    let kept = store::kept(snapshot, peer.id)?;
+    for (path, (sides, decision)) in &plan.decisions {
+        if let (Decision::Conflict, Some(local)) = (decision, &sides.local)
+            && local.content != Content::Directory
+            && kept.get(path) != Some(&local.content)
+        {
+            batch.ops.push(Op::KeepConflict {
+                path: path.clone(),
+                entry: local.clone(),
+            });
+        }
+    }
+    let mut sources = HashMap::new();
+    for (path, (sides, _)) in &plan.decisions {
+        if let Some(Entry {
+            content: Content::File { size, hash },
+            ..
+        }) = &sides.local
+            && let Some(local) = scope.locals.get(path)
+        {
+            let source = Source {
+                path: path.clone(),
+                ino: local.ino,
+                size: *size,
+            };
+            sources.entry(*hash).or_insert(source);
+        }
+    }
+    let (Ok(nonce), Ok(id)) = (Id::random(), Id::random()) else {
+        return Err(Error::Random);
+    };
+    let agreement = Agreement {
+        number: peer.agreement.map_or(0, |last| last.number) + 1,
+        nonce,
+        previous: peer.agreement.map(|last| last.nonce),
+    };
+    let seen = match peer.seen {
+        Some((epoch, rev)) => Revision { epoch, rev },
+        None => return Err(Error::NothingReported),
+    };
+    let unsettled = Unsettled {
+        nodes: scope.unreadable.iter().map(|(node, _, _)| *node).collect(),
+        paths: BTreeSet::new(),
+    };
+    let problems = scope
+        .unreadable
+        .into_iter()
+        .map(|(_, path, reason)| (path, reason))
+        .collect();
+    // Local deletions that are held back must come up again: they are known from the
+    // changes alone.
+    let held_here = plan
+        .decisions
+        .values()
+        .any(|(sides, decision)| *decision == Decision::Hold(Held::Brake) && sides.local.is_none());
+    let cursor = if held_here { peer.cursor } else { snapshot.n() };
+    Ok(Round {
+        local_steps: steps(&plan, |sides: &Sides| &sides.local),
+        peer,
+        cut,
+        plan,
+        moves: scope.moves,
+        locals: scope.locals,
+        observed: scope.observed,
+        batch,
+        sources,
+        kept,
+        found,
+        resolved,
+        unsettled,
+        problems,
+        braked,
+        gathering: None,
+        agreement,
+        id,
+        cursor,
+        seen,
+        incoming: HashMap::new(),
+        missing: HashSet::new(),
+        refused: BTreeSet::new(),
+        placed: HashMap::new(),
+        had_unsettled: false,
+    })
+}
+
+/// What the state machine has to know, and which contents come from where.
+fn summarise(round: &mut Round, snapshot: &Snapshot, orders: &Orders) -> Result<Planned, Error> {
+    let mut fetches: BTreeMap<ContentHash, Fetch> = BTreeMap::new();
+    let mut incoming: Vec<(RelPath, ContentHash, u64)> = Vec::new();
+    for step in &round.local_steps {
+        if let Some(Entry {
+            content: Content::File { size, hash },
+            ..
+        }) = &step.after
+            && step.before.as_ref().map(|before| &before.content)
+                != step.after.as_ref().map(|after| &after.content)
+        {
+            incoming.push((step.path.clone(), *hash, *size));
+        }
+    }
+    for Found { conflict, .. } in &round.found {
+        if let Some(Entry {
+            content: Content::File { size, hash },
+            ..
+        }) = &conflict.remote
+        {
+            incoming.push((conflict.path.clone(), *hash, *size));
+        }
+    }
+    for (path, hash, size) in incoming {
+        // A content that some file here has (the other half of the peer's rename) is
+        // copied, not fetched.
+        if !round.sources.contains_key(&hash) {
+            // The peer still has it where the base has it.
+            let path = round.moves.origin(&path).unwrap_or(path);
+            round.incoming.insert(hash, size);
+            fetches.entry(hash).or_insert(Fetch {
+                path,
+                hash,
+                have: 0,
+            });
+        }
+    }
+    let changes_base = round.batch.base.iter().any(|(change, _)| match change {
+        BaseChange::Put { path, entry, .. } => round
+            .plan
+            .decisions
+            .get(path)
+            .is_none_or(|(sides, _)| sides.base.as_ref() != Some(entry)),
+        BaseChange::Remove { .. } | BaseChange::Move { .. } => true,
+    });
+    // The identity of a node may have changed without its content, as in an atomic save
+    // of the same bytes.
+    let mut identities = false;
+    for (change, _) in &round.batch.base {
+        if let BaseChange::Put {
+            path,
+            node: Some(node),
+            ..
+        } = change
+            && let Some(base) = snapshot.base_at(round.peer.id, path)?
+        {
+            identities |= base.node != Some(*node);
+        }
+    }
+    Ok(Planned {
+        n: round.cursor,
+        fetches: fetches.into_values().collect(),
+        local: !round.local_steps.is_empty()
+            || !round.found.is_empty()
+            || !round.resolved.is_empty(),
+        ops: round.batch.ops.clone(),
+        agree: changes_base
+            || identities
+            || orders.agree
+            || !round.resolved.is_empty()
+            || round.peer.agreement.is_none(),
+        batch: round.id,
+        agreement: round.agreement,
+        seen: round.seen,
+        waiting: round.gathering.is_some(),
+        unreadable: !round.problems.is_empty(),
+    })
+}
+
+impl Round {
+    /// How many files the round has deleted here.
+    pub fn deleted(&self) -> usize {
+        let file = |entry: &Entry| entry.content != Content::Directory;
+        self.local_steps
+            .iter()
+            .filter(|step| step.after.is_none() && step.before.as_ref().is_some_and(file))
+            .filter(|step| !self.refused.contains(&step.path))
+            .count()
+    }
+
+    /// The base that both sides hold once the agent has applied all but the steps that
+    /// diverged, and this side all but those it refused.
+    pub fn base(&self, diverged: &BTreeSet<u32>) -> Vec<BaseChange> {
+        let refused = |path: &RelPath| self.refused.contains(path);
+        base_without(&self.batch.base, diverged)
+            .into_iter()
+            .filter(|change| match change {
+                BaseChange::Put { path, .. } | BaseChange::Remove { path } => !refused(path),
+                BaseChange::Move { .. } => true,
+            })
+            .collect()
+    }
+
+    /// What the round would do, for people.
+    pub fn preview(&self) -> Vec<Preview> {
+        let mut lines: Vec<Preview> = self
+            .moves
+            .iter()
+            .map(|step| Preview {
+                action: "push",
+                change: format!("move from {}", step.from),
+                path: step.to.clone(),
+            })
+            .collect();
+        let verb = |step: &Step| match (&step.before, &step.after) {
+            (None, _) => "create",
+            (Some(_), None) => "delete",
+            (Some(before), Some(after)) if before.content == after.content => "metadata",
+            _ => "replace",
+        };
+        let pushes = steps(&self.plan, |sides: &Sides| &sides.remote);
+        for (action, steps) in [("push", &pushes), ("pull", &self.local_steps)] {
+            lines.extend(steps.iter().map(|step| Preview {
+                action,
+                change: verb(step).to_owned(),
+                path: step.path.clone(),
+            }));
+        }
+        for (path, (_, decision)) in &self.plan.decisions {
+            let (action, change) = match decision {
+                Decision::Agree { .. } => continue,
+                Decision::Conflict => ("conflict", "changed on both sides"),
+                Decision::Hold(Held::Policy) => ("held", "the mode does not let it travel"),
+                Decision::Hold(Held::Brake) => ("held", "too many deletions at once"),
+                Decision::Hold(Held::BelowConflict) => ("held", "below a conflict"),
+            };
+            lines.push(Preview {
+                action,
+                change: change.to_owned(),
+                path: path.clone(),
+            });
+        }
+        lines
+    }
+
+    /// The proposal to be written down before the agent is told to commit.
+    pub fn proposal(&self, changes: Vec<BaseChange>) -> Proposal {
+        Proposal {
+            agreement: self.agreement,
+            cursor: self.cursor,
+            batch: self.id,
+            seen: Some((self.seen.epoch, self.seen.rev)),
+            changes,
+        }
+    }
+
+    /// What must be looked at again because a step did not take place.
+    pub fn leave_unsettled(&mut self, diverged: &[Divergence]) {
+        for divergence in diverged {
+            match self.batch.ops.get(divergence.op as usize) {
+                Some(Op::Park { .. }) | None => {}
+                Some(
+                    Op::Unpark { to: path, .. }
+                    | Op::MakeDir { path, .. }
+                    | Op::Put { path, .. }
+                    | Op::SetMeta { path, .. }
+                    | Op::Remove { path, .. }
+                    | Op::RemoveDir { path }
+                    | Op::KeepConflict { path, .. },
+                ) => {
+                    self.problems
+                        .push((path.clone(), divergence.reason.clone()));
+                    self.unsettled.paths.insert(path.clone());
+                    if let Some(local) = self.locals.get(path) {
+                        self.unsettled.nodes.insert(local.node);
+                    }
+                }
+            }
+        }
+        self.unsettled.paths.extend(self.refused.iter().cloned());
+    }
+}

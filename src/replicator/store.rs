@@ -1,0 +1,531 @@
+//! What the replicator writes down, each step one transaction of the journal.
+
+use std::collections::{BTreeSet, HashSet};
+
+use mirrorfs_journal::{BaseChange, Durability, Journal, Update};
+
+use crate::reconcile::Decision;
+use crate::tree::{Content, ContentHash, Ino, PeerId, RelPath};
+use crate::wire::message::{AgentHello, Divergence, MountHello, Observation, Op, Revision};
+
+use super::Error;
+use super::round::{Round, unsettled_key};
+
+/// What the hello of the mounted side says about the peer.
+pub(super) fn hello(
+    journal: &Journal,
+    peer: PeerId,
+    hello: MountHello,
+) -> Result<MountHello, Error> {
+    let Some(peer) = journal.snapshot()?.peer(peer)? else {
+        return Err(Error::UnknownPeer);
+    };
+    Ok(MountHello {
+        agreement: peer.agreement,
+        proposed: peer.proposed.map(|proposal| proposal.agreement),
+        seen: peer.seen.map(|(epoch, rev)| Revision { epoch, rev }),
+        peer: peer.replica,
+        ..hello
+    })
+}
+
+/// Takes up what the agent says about agreements. Returns the cursor that then holds.
+///
+/// Its last agreement is the one that is committed here: all is well, a proposal never
+/// got there. It is the proposed one: the proposal was applied, only the answer was
+/// lost. Anything else means that one side was rolled back or lost its state; without a
+/// common agreement both are compared as on first contact, so that nothing newer is
+/// overwritten by anything older.
+pub(super) fn meet(journal: &Journal, peer: PeerId, hello: &AgentHello) -> Result<u64, Error> {
+    let hello = hello.clone();
+    let cursor = journal.update(Durability::Normal, move |update| {
+        let Some(known) = update.peer(peer)? else {
+            return Err(mirrorfs_journal::Error::other(Error::UnknownPeer));
+        };
+        update.set_peer_replica(peer, hello.replica)?;
+        let proposed = known.proposed.map(|proposal| proposal.agreement);
+        if proposed.is_some() && hello.agreement == proposed {
+            let ops = hello
+                .diverged
+                .iter()
+                .map(|divergence| divergence.op)
+                .collect();
+            accept_stored(update, peer, &ops)?;
+        } else if hello.agreement.is_some() && hello.agreement == known.agreement {
+            update.withdraw(peer)?;
+        } else {
+            if known.agreement.is_some() {
+                tracing::warn!(
+                    peer = known.name,
+                    "no agreement in common with the peer: comparing both sides in full"
+                );
+            }
+            update.withdraw(peer)?;
+            update.reset_base(peer)?;
+        }
+        if hello.whole {
+            update.clear_observations(peer)?;
+        }
+        Ok(update.peer(peer)?.map_or(0, |peer| peer.cursor))
+    })?;
+    Ok(cursor)
+}
+
+/// Stores observations. Returns whether any differs from the base.
+///
+/// `absent_but` is given when this ends the report of a whole tree: all paths that were
+/// reported. Whatever else the base knows is then gone from the peer.
+///
+/// `in_round` says that a round is under way.
+pub(super) fn observe(
+    journal: &Journal,
+    peer: PeerId,
+    observations: Vec<Observation>,
+    absent_but: Option<HashSet<RelPath>>,
+    upto: Option<Revision>,
+    in_round: bool,
+) -> Result<bool, Error> {
+    let news = journal.update(Durability::Normal, move |update| {
+        let mut news = false;
+        for observation in &observations {
+            news |= note(
+                update,
+                peer,
+                &observation.path,
+                observation.entry.as_ref(),
+                in_round,
+            )?;
+        }
+        if let Some(reported) = &absent_but {
+            for (path, _) in update.base_below(peer, &RelPath::ROOT)? {
+                if !reported.contains(&path) {
+                    news |= note(update, peer, &path, None, in_round)?;
+                }
+            }
+        }
+        if let Some(upto) = upto {
+            update.set_seen(peer, upto.epoch, upto.rev)?;
+        }
+        Ok(news)
+    })?;
+    Ok(news)
+}
+
+/// Stores one observation unless it says what the base says: such a one is an echo, or
+/// the end of an older one.
+///
+/// But the older one may be what the round that is under way takes in, and the base with
+/// it: then this one is news to the round that follows, and takes the older one's place.
+fn note(
+    update: &Update<'_>,
+    peer: PeerId,
+    path: &RelPath,
+    entry: Option<&crate::tree::Entry>,
+    in_round: bool,
+) -> Result<bool, mirrorfs_journal::Error> {
+    let base = update.base_at(peer, path)?;
+    if base.as_ref().map(|base| &base.entry) == entry {
+        if !in_round {
+            update.forget_observation(peer, path)?;
+            return Ok(false);
+        }
+        if !update.is_observed(peer, path)? {
+            return Ok(false);
+        }
+    }
+    update.observe(peer, path, entry)?;
+    Ok(true)
+}
+
+/// Writes a round's outcome down as proposed.
+pub(super) fn propose(journal: &Journal, round: &Round) -> Result<(), Error> {
+    let peer = round.peer.id;
+    let none = BTreeSet::new();
+    let changes = round.base(&none);
+    // Which steps each change stands on, so that a proposal that turns out to have been
+    // applied in part can be accepted in part, also by a later life of the daemon.
+    let standing: Vec<Vec<u32>> = changes
+        .iter()
+        .map(|change| {
+            round
+                .batch
+                .base
+                .iter()
+                .find(|(known, _)| known == change)
+                .map(|(_, on)| on.clone())
+                .unwrap_or_default()
+        })
+        .collect();
+    let standing = postcard::to_stdvec(&standing).map_err(|_| Error::Unencodable)?;
+    let placed = round.placed.clone();
+    let mut proposal = round.proposal(changes);
+    journal.update(Durability::Normal, move |update| {
+        for change in &mut proposal.changes {
+            if let BaseChange::Put { path, node, .. } = change
+                && let Some((ino, _)) = placed.get(path)
+            {
+                *node = update.node_by_ino(*ino)?.map(|node| node.id);
+            }
+        }
+        update.propose(peer, &proposal)?;
+        update.set_setting(&standing_key(peer), &standing)
+    })?;
+    Ok(())
+}
+
+fn standing_key(peer: PeerId) -> String {
+    format!("proposal.{}", peer.0)
+}
+
+/// Accepts the stored proposal but for what stands on steps that diverged.
+fn accept_stored(
+    update: &Update<'_>,
+    peer: PeerId,
+    diverged: &BTreeSet<u32>,
+) -> Result<(), mirrorfs_journal::Error> {
+    if !diverged.is_empty()
+        && let Some(mut proposal) = update.proposal(peer)?
+    {
+        let standing: Vec<Vec<u32>> = update
+            .setting(&standing_key(peer))?
+            .and_then(|bytes| postcard::from_bytes(&bytes).ok())
+            .unwrap_or_default();
+        let all: Vec<(BaseChange, Vec<u32>)> = proposal
+            .changes
+            .into_iter()
+            .zip(standing.into_iter().chain(std::iter::repeat_with(Vec::new)))
+            .collect();
+        proposal.changes = super::batch::base_without(&all, diverged);
+        update.propose(peer, &proposal)?;
+    }
+    move_observations(update, peer)?;
+    update.accept(peer)
+}
+
+/// Observations made before a move was applied name the old place.
+fn move_observations(update: &Update<'_>, peer: PeerId) -> Result<(), mirrorfs_journal::Error> {
+    let Some(proposal) = update.proposal(peer)? else {
+        return Ok(());
+    };
+    let mut moves = super::moves::Moves::default();
+    for change in proposal.changes {
+        if let BaseChange::Move { from, to } = change {
+            moves.add(from, to);
+        }
+    }
+    if moves.is_empty() {
+        return Ok(());
+    }
+    let pending = update.remote_pending(peer)?;
+    let moved: Vec<_> = pending
+        .into_iter()
+        .filter(|(path, _)| moves.relocate(path) != *path)
+        .collect();
+    for (path, _) in &moved {
+        update.forget_observation(peer, path)?;
+    }
+    for (path, entry) in moved {
+        update.observe(peer, &moves.relocate(&path), entry.as_ref())?;
+    }
+    Ok(())
+}
+
+/// The agent has applied the round's batch: base, cursor and agreement move on.
+pub(super) fn accept(
+    journal: &Journal,
+    round: &mut Round,
+    diverged: &[Divergence],
+    upto: Revision,
+) -> Result<(), Error> {
+    let peer = round.peer.id;
+    let ops: BTreeSet<u32> = diverged.iter().map(|divergence| divergence.op).collect();
+    round.leave_unsettled(diverged);
+    let notes = Notes::of(round);
+    let kept = kept_after(round, &ops)?;
+    journal.update(Durability::Normal, move |update| {
+        notes.forget_decided(update, peer)?;
+        accept_stored(update, peer, &ops)?;
+        notes.store(update, peer)?;
+        update.set_setting(&kept_key(peer), &kept)?;
+        // What the agent did itself is known; what its user did comes as a report.
+        match update.peer(peer)?.and_then(|peer| peer.seen) {
+            Some((epoch, rev)) if epoch == upto.epoch && rev >= upto.rev => Ok(()),
+            _ => update.set_seen(peer, upto.epoch, upto.rev),
+        }
+    })?;
+    Ok(())
+}
+
+/// Conflicts whose copy a scan found missing: that resolves nothing, so that the next
+/// round puts a fresh copy there. To be called after the scan and before the mount.
+pub fn renew_lost_copies(journal: &Journal) -> Result<(), Error> {
+    let snapshot = journal.snapshot()?;
+    let mut lost = Vec::new();
+    for conflict in snapshot.conflicts()? {
+        if let Some(copy) = &conflict.copy
+            && snapshot.at(copy)?.is_none()
+        {
+            lost.push(mirrorfs_journal::Conflict {
+                copy: None,
+                remote: None,
+                ..conflict
+            });
+        }
+    }
+    drop(snapshot);
+    if lost.is_empty() {
+        return Ok(());
+    }
+    journal.update(Durability::Normal, move |update| {
+        for conflict in &lost {
+            update.open_conflict(conflict)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The versions of open conflicts that the peer keeps for this side, by path.
+pub(super) type Kept = std::collections::BTreeMap<RelPath, Content>;
+
+fn kept_key(peer: PeerId) -> String {
+    format!("kept.{}", peer.0)
+}
+
+/// What the peer keeps for this side.
+pub(super) fn kept(view: &mirrorfs_journal::View, peer: PeerId) -> Result<Kept, Error> {
+    let stored = view.setting(&kept_key(peer))?;
+    Ok(stored
+        .and_then(|bytes| postcard::from_bytes(&bytes).ok())
+        .unwrap_or_default())
+}
+
+fn kept_after(round: &Round, diverged: &BTreeSet<u32>) -> Result<Vec<u8>, Error> {
+    let mut kept = round.kept.clone();
+    for (index, op) in (0_u32..).zip(&round.batch.ops) {
+        if let Op::KeepConflict { path, entry } = op
+            && !diverged.contains(&index)
+        {
+            kept.insert(path.clone(), entry.content.clone());
+        }
+    }
+    // Of conflicts that are over nothing has to be remembered.
+    kept.retain(|path, _| {
+        round
+            .plan
+            .decisions
+            .get(path)
+            .is_none_or(|(_, decision)| *decision == Decision::Conflict)
+    });
+    postcard::to_stdvec(&kept).map_err(|_| Error::Unencodable)
+}
+
+const PLACING: &str = "placing";
+
+/// Artefacts that are about to be placed, and may be in the tree without a record.
+pub(super) fn placing(view: &mirrorfs_journal::View) -> Result<BTreeSet<RelPath>, Error> {
+    let stored = view.setting(PLACING)?;
+    Ok(stored
+        .and_then(|bytes| postcard::from_bytes(&bytes).ok())
+        .unwrap_or_default())
+}
+
+/// Notes the artefacts that a round is about to place, so that one that is placed and
+/// not recorded for want of time is never taken for a file of the user's.
+pub(super) fn announce_artefacts(journal: &Journal, round: &Round) -> Result<(), Error> {
+    let paths: Vec<RelPath> = round
+        .found
+        .iter()
+        .flat_map(|found| [&found.conflict.copy, &found.conflict.info])
+        .flatten()
+        .cloned()
+        .collect();
+    if paths.is_empty() {
+        return Ok(());
+    }
+    journal.update(Durability::Normal, move |update| {
+        let mut placing = placing(update).map_err(mirrorfs_journal::Error::other)?;
+        placing.extend(paths);
+        let placing = postcard::to_stdvec(&placing).map_err(mirrorfs_journal::Error::other)?;
+        update.set_setting(PLACING, &placing)
+    })?;
+    Ok(())
+}
+
+/// Puts the conflicts on record whose artefacts have been placed.
+pub(super) fn open_conflicts(journal: &Journal, round: &Round) -> Result<(), Error> {
+    let opened: Vec<_> = round
+        .found
+        .iter()
+        // Without its copy a conflict is not on record: the next round tries again.
+        .filter(|found| {
+            found
+                .conflict
+                .copy
+                .as_ref()
+                .is_none_or(|copy| round.placed.contains_key(copy))
+        })
+        .map(|found| {
+            let mut conflict = found.conflict.clone();
+            conflict.info = conflict.info.filter(|path| round.placed.contains_key(path));
+            let placed: Vec<_> = [&conflict.copy, &conflict.info]
+                .into_iter()
+                .flatten()
+                .filter_map(|path| round.placed.get(path).map(|(ino, _)| (path.clone(), *ino)))
+                .collect();
+            (conflict, placed)
+        })
+        .collect();
+    if opened.is_empty() {
+        return Ok(());
+    }
+    journal.update(Durability::Normal, move |update| {
+        let mut placing = placing(update).map_err(mirrorfs_journal::Error::other)?;
+        for (conflict, placed) in &opened {
+            for (path, ino) in placed {
+                if let Some(node) = update.node_by_ino(*ino)? {
+                    update.set_artefact(node.id, true)?;
+                }
+                placing.remove(path);
+            }
+            update.open_conflict(conflict)?;
+        }
+        let placing = postcard::to_stdvec(&placing).map_err(mirrorfs_journal::Error::other)?;
+        update.set_setting(PLACING, &placing)
+    })?;
+    Ok(())
+}
+
+/// Nothing had to be agreed: only the cursor moves on.
+pub(super) fn advance(journal: &Journal, round: &mut Round) -> Result<(), Error> {
+    let (peer, cursor) = (round.peer.id, round.cursor);
+    round.leave_unsettled(&[]);
+    let notes = Notes::of(round);
+    let unchanged = cursor == round.peer.cursor && notes.is_empty();
+    if unchanged {
+        return Ok(());
+    }
+    journal.update(Durability::Normal, move |update| {
+        notes.store(update, peer)?;
+        update.set_cursor(peer, cursor)
+    })?;
+    Ok(())
+}
+
+/// Records the number up to which the peer's copy survives a power loss there.
+pub(super) fn durable(journal: &Journal, peer: PeerId, n: u64) -> Result<(), Error> {
+    journal.update(Durability::Normal, move |update| {
+        update.set_durable(peer, n)
+    })?;
+    Ok(())
+}
+
+/// What a round leaves behind beside the base.
+struct Notes {
+    observed: Vec<(RelPath, Option<crate::tree::Entry>)>,
+    settled: BTreeSet<RelPath>,
+    placed: Vec<(RelPath, Ino)>,
+    /// With the number of the change that put the content there.
+    hashes: Vec<(Ino, u64, ContentHash)>,
+    closed: Vec<i64>,
+    unsettled: super::scope::Unsettled,
+    had_unsettled: bool,
+}
+
+impl Notes {
+    fn of(round: &Round) -> Self {
+        let mut hashes = Vec::new();
+        let copies = round.found.iter().filter_map(|found| {
+            found
+                .conflict
+                .copy
+                .as_ref()
+                .map(|copy| (copy, &found.conflict.remote))
+        });
+        for (path, after) in round
+            .local_steps
+            .iter()
+            .map(|step| (&step.path, &step.after))
+            .chain(copies)
+        {
+            if let (Some((ino, n)), Some(after)) = (round.placed.get(path), after)
+                && let crate::tree::Content::File { hash, .. } = after.content
+            {
+                hashes.push((*ino, *n, hash));
+            }
+        }
+        let settled = round
+            .plan
+            .decisions
+            .iter()
+            .filter(|(path, (_, decision))| {
+                matches!(decision, crate::reconcile::Decision::Agree { .. })
+                    && !round.refused.contains(*path)
+            })
+            .filter_map(|(path, _)| round.moves.origin(path))
+            .collect();
+        Self {
+            placed: round
+                .placed
+                .iter()
+                .map(|(path, (ino, _))| (path.clone(), *ino))
+                .collect(),
+            observed: round.observed.clone(),
+            settled,
+            hashes,
+            closed: round.resolved.iter().map(|resolved| resolved.id).collect(),
+            unsettled: round.unsettled.clone(),
+            had_unsettled: round.had_unsettled,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+            && self.closed.is_empty()
+            && self.unsettled.is_empty()
+            && !self.had_unsettled
+    }
+
+    /// Observations that led to a decision are spent, unless a newer one took their place.
+    fn forget_decided(
+        &self,
+        update: &Update<'_>,
+        peer: PeerId,
+    ) -> Result<(), mirrorfs_journal::Error> {
+        let pending: std::collections::HashMap<_, _> =
+            update.remote_pending(peer)?.into_iter().collect();
+        for (path, entry) in &self.observed {
+            if self.settled.contains(path) && pending.get(path) == Some(entry) {
+                update.forget_observation(peer, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn store(&self, update: &Update<'_>, peer: PeerId) -> Result<(), mirrorfs_journal::Error> {
+        for (ino, n, hash) in &self.hashes {
+            // Only if nobody has written to it since it was put there.
+            if let Some(node) = update.node_by_ino(*ino)?
+                && node.content_n <= *n
+            {
+                update.set_hash(node.id, node.content_n, *hash)?;
+            }
+        }
+        // A node that is gone again before its base was written down cannot be found by
+        // its identity any more.
+        let mut unsettled = self.unsettled.clone();
+        for (path, ino) in &self.placed {
+            if update.node_by_ino(*ino)?.is_none() {
+                unsettled.paths.insert(path.clone());
+            }
+        }
+        for id in &self.closed {
+            update.close_conflict(*id)?;
+        }
+        if unsettled.is_empty() {
+            return update.remove_setting(&unsettled_key(peer));
+        }
+        let unsettled = postcard::to_stdvec(&unsettled).map_err(mirrorfs_journal::Error::other)?;
+        update.set_setting(&unsettled_key(peer), &unsettled)
+    }
+}
