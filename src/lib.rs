@@ -4,6 +4,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod agent;
+pub mod cli;
+pub mod daemon;
 pub mod door;
 pub mod fs;
 pub mod fuse;

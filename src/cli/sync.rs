@@ -1,0 +1,193 @@
+//! `mirrorfs sync`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::status::{reach, unexpected};
+use super::{Terminal, complain, duration, print, render};
+use crate::daemon::control::{Client, Flushed, Request, Response};
+use crate::daemon::once::{self, Round};
+use crate::daemon::site::Order;
+use crate::daemon::state::{MirrorDir, Mode, Record, StateDir};
+use crate::daemon::status::Status;
+use crate::daemon::{Exit, Failure, locate};
+
+/// Exchange all changes with the peers
+///
+/// On a mount, waits until everything that is known on both sides has been exchanged.
+/// Without one, exchanges one round by scanning the directory. Exit code 0 means that the
+/// peers durably hold everything.
+#[derive(Args, Debug)]
+pub(super) struct Sync {
+    /// Synchronise this directory; by default the mirror of the working directory
+    dir: Option<PathBuf>,
+    /// Exchange with this peer only: its name, or its place if DIR is not mounted
+    peer: Option<String>,
+    /// Have everything that was changed before the call durable on the peers
+    #[arg(long)]
+    flush: bool,
+    /// Give up after this time
+    #[arg(long, value_parser = duration::parse, default_value = "60s")]
+    timeout: Duration,
+    /// Print what would be done, and do nothing (without a mount)
+    #[arg(long)]
+    dry_run: bool,
+    /// Send changes and take none in (without a mount)
+    #[arg(long, conflicts_with = "pull_only")]
+    push_only: bool,
+    /// Take changes in and send none (without a mount)
+    #[arg(long)]
+    pull_only: bool,
+    /// Compare everything anew, whatever is recorded (without a mount)
+    #[arg(long)]
+    force: bool,
+    /// Say more about what is done
+    #[arg(long, short)]
+    pub(super) verbose: bool,
+}
+
+impl Sync {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        let state = StateDir::find()?;
+        let dir = self.dir.clone().unwrap_or_else(|| PathBuf::from("."));
+        let found = if self.peer.is_some() {
+            locate::find(&state, &dir)?
+        } else {
+            Some(locate::require(&state, &dir)?)
+        };
+        if let Some((mirror, record)) = &found
+            && let Some(daemon) = reach(mirror, record)?
+        {
+            return self.mounted(daemon, mirror, record);
+        }
+        if let Some((_, record)) = &found
+            && self.flush
+            && self.peer.is_none()
+        {
+            let tree = record.tree.display();
+            return Err(Failure::new(format!(
+                "{tree} is not mounted: there is nothing to flush"
+            ))
+            .hint(format!(
+                "mirrorfs mount {tree} first; mirrorfs sync {tree}, without --flush, exchanges a round without a mount"
+            )));
+        }
+        // From anywhere inside a mirror, the mirror is meant.
+        let tree = match &found {
+            Some((_, record)) if self.peer.is_none() => record.tree.clone(),
+            _ => dir,
+        };
+        self.unmounted(tree)
+    }
+
+    fn mounted(
+        &self,
+        mut daemon: Client,
+        mirror: &MirrorDir,
+        record: &Record,
+    ) -> Result<Exit, Failure> {
+        for (given, option) in [
+            (self.dry_run, "--dry-run"),
+            (self.push_only, "--push-only"),
+            (self.pull_only, "--pull-only"),
+            (self.force, "--force"),
+        ] {
+            if given {
+                return Err(Failure::new(format!(
+                    "{option} is for a directory that is not mounted, and {} is",
+                    record.tree.display()
+                ))
+                .hint(format!(
+                    "unmount it first: mirrorfs umount {}",
+                    record.tree.display()
+                )));
+            }
+        }
+        let only = match &self.peer {
+            Some(wanted) => Some(peer_named(&super::status::of(mirror, record)?, wanted)?),
+            None => None,
+        };
+        // Peers that wait for their next attempt are tried now.
+        daemon.call(Request::Retry, None)?;
+        let request = Request::Flush {
+            peer: only,
+            timeout_ms: duration::millis(self.timeout),
+        };
+        match daemon.call(request, Some(patience(self.timeout)))? {
+            Response::Flushed(flushed) if flushed.peers.is_empty() => {
+                let tree = record.tree.display();
+                Err(Failure::new(format!(
+                    "{tree} has no peer: its changes are in the journal on this machine and nowhere else"
+                ))
+                .hint(format!("add one: mirrorfs umount {tree}, then mirrorfs mount {tree} PEER")))
+            }
+            Response::Flushed(flushed) => Ok(self.say(&flushed)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn unmounted(&self, dir: PathBuf) -> Result<Exit, Failure> {
+        let mode = match (self.push_only, self.pull_only) {
+            (true, _) => Some(Mode::PushOnly),
+            (_, true) => Some(Mode::PullOnly),
+            _ => None,
+        };
+        let order = Order {
+            dir,
+            peer: self.peer.clone(),
+            ..Order::default()
+        };
+        let round = Round {
+            mode,
+            timeout: self.timeout,
+            dry_run: self.dry_run,
+            force: self.force,
+        };
+        let report = once::run(&order, &round, &mut Terminal)?;
+        for line in &report.plan {
+            print(line);
+        }
+        match &report.flushed {
+            Some(flushed) => Ok(self.say(flushed)),
+            None => Ok(report.exit),
+        }
+    }
+
+    fn say(&self, flushed: &Flushed) -> Exit {
+        let exit = flushed.exit();
+        let text = render::flushed(flushed);
+        // What went wrong is for people, also where a script takes the output.
+        if exit == Exit::Done {
+            print(text.trim_end());
+        } else {
+            complain(&text.trim_end());
+        }
+        exit
+    }
+}
+
+/// How long the daemon may take to answer a request that takes up to `timeout`.
+pub(super) fn patience(timeout: Duration) -> Duration {
+    timeout.saturating_add(Duration::from_secs(30))
+}
+
+/// The name of the peer that a user means by a name or a place.
+fn peer_named(status: &Status, wanted: &str) -> Result<String, Failure> {
+    let absolute = std::path::absolute(wanted).ok();
+    status
+        .peers
+        .iter()
+        .find(|peer| {
+            peer.name == wanted
+                || peer.url == wanted
+                || absolute.as_deref() == Some(std::path::Path::new(&peer.url))
+        })
+        .map(|peer| peer.name.clone())
+        .ok_or_else(|| {
+            let tree = &status.mirror.tree;
+            Failure::new(format!("{wanted} is not a peer of the mounted {tree}"))
+                .hint(format!("mirrorfs status {tree} lists the peers; to add one, unmount, then mirrorfs mount {tree} {wanted}"))
+        })
+}

@@ -1,0 +1,57 @@
+//! What a starting daemon tells whoever started it.
+
+use serde::{Deserialize, Serialize};
+
+use super::failure::Failure;
+
+/// One line of the readiness pipe.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Announcement {
+    /// Something worth knowing that needs nothing done about it.
+    Note(String),
+    /// Something that the user should do something about.
+    Warning(String),
+    /// The mount is usable. Nothing follows.
+    Ready(Ready),
+    /// There is no mount. Nothing follows.
+    Failed(Failure),
+}
+
+/// What was mounted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// The daemon.
+    pub pid: u32,
+    /// The mirror's name.
+    pub name: String,
+    /// Where it is mounted.
+    pub tree: String,
+    /// The peers: name and place.
+    pub peers: Vec<(String, String)>,
+    /// Where the daemon writes its log.
+    pub log: String,
+}
+
+impl std::fmt::Display for Ready {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is mounted", self.tree)?;
+        match self.peers.as_slice() {
+            [] => Ok(()),
+            peers => {
+                write!(f, ", mirrored to ")?;
+                for (position, (name, url)) in peers.iter().enumerate() {
+                    let comma = if position > 0 { ", " } else { "" };
+                    write!(f, "{comma}{name} ({url})")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Takes announcements.
+pub trait Announce {
+    /// Passes one on. That nobody listens is no error: the daemon goes on.
+    fn announce(&mut self, announcement: Announcement);
+}

@@ -1,0 +1,128 @@
+//! Starting a daemon in the background, from both ends of the readiness pipe.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::announce::{Announce, Announcement, Ready};
+use super::failure::{Failure, OrFail};
+
+/// A log of more bytes is set aside at the next start.
+const LOG_MAX: u64 = 8 << 20;
+
+/// Starts `mirrorfs daemon ARGUMENTS`, and returns once its mount is usable. What it
+/// says until then is passed on.
+pub fn start(arguments: Vec<OsString>, say: &mut dyn Announce) -> Result<Ready, Failure> {
+    // Also after an upgrade has replaced the file that this process was started from.
+    let mut daemon = Command::new("/proc/self/exe")
+        .arg0("mirrorfs")
+        .arg("daemon")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .or_fail(|| "cannot start the daemon".into())?;
+    let Some(pipe) = daemon.stdout.take() else {
+        return Err(Failure::new("the daemon has no readiness pipe"));
+    };
+    for line in BufReader::new(pipe).lines() {
+        let line = line.or_fail(|| "cannot hear the daemon".into())?;
+        match serde_json::from_str(&line).or_fail(|| format!("the daemon said {line:?}"))? {
+            Announcement::Ready(ready) => return Ok(ready),
+            Announcement::Failed(failure) => {
+                // It ends by itself; no zombie of it shall stay.
+                let _ = daemon.wait();
+                return Err(failure);
+            }
+            other => say.announce(other),
+        }
+    }
+    let status = daemon
+        .wait()
+        .or_fail(|| "cannot wait for the daemon".into())?;
+    Err(Failure::new(format!(
+        "the daemon ended before the mount was usable ({status})"
+    ))
+    .hint("run the command with --foreground to see what it says"))
+}
+
+/// The daemon's end of the readiness pipe, which was its standard output.
+#[derive(Debug)]
+pub struct Pipe {
+    pipe: Option<File>,
+}
+
+impl Pipe {
+    /// Makes this process a daemon: a session of its own, no inherited descriptors, and
+    /// standard output kept as the readiness pipe. To be called first of all.
+    pub fn detach() -> Result<Self, Failure> {
+        // A lock or a pipe of the caller's must not live as long as the mount.
+        close_inherited();
+        // Fails only for a process group's leader, which is detached by whoever made
+        // it one, such as systemd or a shell's job control.
+        let _ = rustix::process::setsid();
+        let pipe = rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3)
+            .or_fail(|| "cannot keep the readiness pipe".into())?;
+        let null = File::options()
+            .write(true)
+            .open("/dev/null")
+            .or_fail(|| "cannot open /dev/null".into())?;
+        rustix::stdio::dup2_stdout(&null).or_fail(|| "cannot close standard output".into())?;
+        Ok(Self {
+            pipe: Some(File::from(pipe)),
+        })
+    }
+}
+
+impl Announce for Pipe {
+    fn announce(&mut self, announcement: Announcement) {
+        let Some(pipe) = &mut self.pipe else { return };
+        let last = matches!(
+            announcement,
+            Announcement::Ready(_) | Announcement::Failed(_)
+        );
+        let written = serde_json::to_vec(&announcement)
+            .map_err(std::io::Error::from)
+            .and_then(|mut line| {
+                line.push(b'\n');
+                pipe.write_all(&line)
+            });
+        if let Err(error) = written {
+            tracing::debug!(%error, "nobody listens at the readiness pipe");
+        }
+        if last {
+            // The caller returns now.
+            self.pipe = None;
+        }
+    }
+}
+
+fn close_inherited() {
+    // SAFETY: nothing has been opened yet by this process above the standard
+    // descriptors, so no owner of a descriptor loses it.
+    unsafe {
+        libc::close_range(3, libc::c_uint::MAX, 0);
+    }
+}
+
+/// Sends standard output and error to the log from here on.
+pub fn log_to(path: &Path) -> Result<(), Failure> {
+    let message = || format!("cannot write the log {}", path.display());
+    if std::fs::metadata(path).is_ok_and(|found| found.len() > LOG_MAX) {
+        std::fs::rename(path, path.with_extension("log.old")).or_fail(message)?;
+    }
+    let log: OwnedFd = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .or_fail(message)?
+        .into();
+    rustix::stdio::dup2_stdout(log.as_fd()).or_fail(message)?;
+    rustix::stdio::dup2_stderr(log.as_fd()).or_fail(message)
+}

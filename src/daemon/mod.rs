@@ -1,0 +1,25 @@
+//! The process behind a mount: how it starts and stops, what it says about itself, and
+//! how commands talk to it.
+
+mod adopt;
+pub mod announce;
+pub mod control;
+pub mod exit;
+pub mod failure;
+pub mod holders;
+pub mod launch;
+pub mod locate;
+pub mod lock;
+pub mod mounts;
+pub mod once;
+pub mod peers;
+pub mod place;
+pub mod report;
+pub mod run;
+pub mod service;
+pub mod site;
+pub mod state;
+pub mod status;
+
+pub use exit::Exit;
+pub use failure::{Failure, OrFail};

@@ -1,0 +1,272 @@
+//! What a mount's daemon answers to commands.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::task::spawn_blocking;
+
+use super::control::{Flushed, Outcome, Request, Response, Serve};
+use super::failure::{Failure, OrFail};
+use super::peers::{Peers, Told};
+use super::report::{self, Specials};
+use super::site::Site;
+use super::status::{Mount, MountState, Status};
+use crate::door::Door;
+use crate::replicator::{Resume, Side};
+use crate::tree::RelPath;
+
+/// Asks the daemon to unmount and end.
+pub struct Stop {
+    /// How long to flush before.
+    pub patience: Duration,
+    /// Who wants to know how it went; nobody after a signal.
+    pub answer: Option<oneshot::Sender<Response>>,
+}
+
+/// A mounted tree and all that works on it.
+pub struct Service {
+    /// The tree.
+    pub site: Arc<Site>,
+    /// The way into the mount.
+    pub door: Arc<Mutex<Door>>,
+    /// The peers' tasks.
+    pub peers: RwLock<Peers>,
+    /// Special files, kept track of.
+    specials: Arc<Mutex<Specials>>,
+    /// To whoever ends the daemon.
+    stop: mpsc::Sender<Stop>,
+    /// Told when the last answer of the daemon has been written.
+    farewell: mpsc::Sender<()>,
+}
+
+impl Service {
+    /// Puts a service together.
+    pub fn new(
+        site: Arc<Site>,
+        door: Arc<Mutex<Door>>,
+        peers: Peers,
+        stop: mpsc::Sender<Stop>,
+        farewell: mpsc::Sender<()>,
+    ) -> Self {
+        Self {
+            site,
+            door,
+            peers: RwLock::new(peers),
+            specials: Arc::default(),
+            stop,
+            farewell,
+        }
+    }
+
+    /// How things are.
+    pub async fn status(&self) -> Result<Status, Failure> {
+        let told = self.peers.read().await.statuses();
+        let (site, specials) = (Arc::clone(&self.site), Arc::clone(&self.specials));
+        blocking(move || assemble(&site, &mut specials.lock(), &told)).await
+    }
+
+    /// Makes every change that was made before the call durable on the peers.
+    pub async fn flush(&self, only: Option<&str>, patience: Duration) -> Result<Flushed, Failure> {
+        let deadline = Instant::now() + patience;
+        let peers = self.peers.read().await;
+        if let Some(name) = only
+            && !peers.has(name)
+        {
+            return Err(Failure::new(format!("there is no peer named {name:?}"))
+                .hint("mirrorfs status lists the peers"));
+        }
+        let recorder = self.site.journal.recorder();
+        // What programs stored through mappings, then the journal, then the peers.
+        let (site, door) = (Arc::clone(&self.site), Arc::clone(&self.door));
+        let recorded = tokio::time::timeout(
+            patience,
+            blocking(move || {
+                settle(&door);
+                let recorder = site.journal.recorder();
+                let n = recorder.last();
+                recorder
+                    .durable()
+                    .or_fail(|| "the journal cannot be made durable".into())?;
+                Ok(n)
+            }),
+        )
+        .await;
+        let (seq, outcomes) = match recorded {
+            Ok(n) => {
+                let (n, left) = (n?, deadline.saturating_duration_since(Instant::now()));
+                (n, peers.flush(only, n, left).await)
+            }
+            Err(_) => {
+                let all = peers.statuses();
+                let late = all
+                    .iter()
+                    .filter(|told| only.is_none_or(|name| name == told.name()));
+                let late = late.map(|told| (told.name().to_owned(), Outcome::TimedOut));
+                (recorder.last(), late.collect())
+            }
+        };
+        let told = peers.statuses();
+        drop(peers);
+        let site = Arc::clone(&self.site);
+        blocking(move || outcome(&site, seq, &told, outcomes)).await
+    }
+}
+
+impl Service {
+    async fn resolve(&self, path: RelPath, remote: bool) -> Result<Response, Failure> {
+        let (site, wanted) = (Arc::clone(&self.site), path.clone());
+        let conflicts = blocking(move || {
+            let snapshot = site.journal.snapshot();
+            snapshot
+                .and_then(|snapshot| snapshot.conflicts())
+                .or_fail(|| "cannot read the conflicts".into())
+        })
+        .await?;
+        let concerned: Vec<_> = conflicts
+            .into_iter()
+            .filter(|conflict| conflict.path == wanted)
+            .collect();
+        if concerned.is_empty() {
+            return Err(Failure::new(format!("there is no conflict at {path}"))
+                .hint("mirrorfs conflicts list shows them"));
+        }
+        let side = if remote { Side::Remote } else { Side::Local };
+        let peers = self.peers.read().await;
+        for conflict in concerned {
+            peers.resolve(conflict.peer, path.clone(), side);
+        }
+        Ok(Response::Resolving)
+    }
+}
+
+impl Serve for Service {
+    async fn answer(&self, request: Request) -> Response {
+        let result = match request {
+            Request::Ping => Ok(Response::Pong {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").into(),
+            }),
+            Request::Status => self
+                .status()
+                .await
+                .map(|status| Response::Status(Box::new(status))),
+            Request::Flush { peer, timeout_ms } => self
+                .flush(peer.as_deref(), Duration::from_millis(timeout_ms))
+                .await
+                .map(Response::Flushed),
+            Request::Retry => Ok(Response::Retrying {
+                peers: self.peers.read().await.retry(),
+            }),
+            Request::Resume {
+                peer,
+                allow_deletions,
+            } => {
+                let resume = if allow_deletions {
+                    Resume::AllowDeletions
+                } else {
+                    Resume::Refill
+                };
+                let peers = self.peers.read().await;
+                Ok(Response::Resumed {
+                    peers: peers.resume(peer.as_deref(), resume),
+                })
+            }
+            Request::Resolve { path, remote } => self.resolve(path, remote).await,
+            Request::Unmount { timeout_ms } => {
+                let (answer, response) = oneshot::channel();
+                let stop = Stop {
+                    patience: Duration::from_millis(timeout_ms),
+                    answer: Some(answer),
+                };
+                match self.stop.try_send(stop) {
+                    Ok(()) => response
+                        .await
+                        .or_fail(|| "the daemon ended on the way".into()),
+                    Err(_) => Err(Failure::new("the mount is being ended already")
+                        .hint("wait for the other mirrorfs umount to finish")),
+                }
+            }
+        };
+        result.unwrap_or_else(Response::Failed)
+    }
+
+    fn answered(&self, response: &Response) {
+        if matches!(response, Response::Unmounted(_)) {
+            // The daemon waits for this before it ends.
+            let _ = self.farewell.try_send(());
+        }
+    }
+}
+
+/// Has stores through shared mappings reach the filesystem.
+fn settle(door: &Mutex<Door>) {
+    if let Err(error) = door.lock().settle_mappings(None) {
+        tracing::warn!(%error, "cannot have mapped files written back before a flush");
+    }
+}
+
+fn assemble(site: &Site, specials: &mut Specials, told: &[Told]) -> Result<Status, Failure> {
+    let message = || "cannot read the journal".to_owned();
+    let journal = site.journal.status();
+    let reason = journal.poisoned.as_ref().map(|why| {
+        format!("read-only: the journal takes no more records ({why}): make room or repair the disk, then mount again")
+    });
+    let view = site.journal.snapshot().or_fail(message)?;
+    let peers = told
+        .iter()
+        .map(|told| told.peer(&view))
+        .collect::<Result<Vec<_>, _>>()
+        .or_fail(message)?;
+    Ok(Status {
+        mirror: report::mirror(&site.record),
+        mount: Mount {
+            state: MountState::Mounted,
+            reason,
+        },
+        journal: report::journal(journal.n, &peers),
+        peers,
+        conflicts: report::conflicts(&view).or_fail(message)?,
+        held_back: specials.held_back(&view).or_fail(message)?,
+        problems: problems(site, told),
+    })
+}
+
+fn problems(site: &Site, told: &[Told]) -> Vec<super::status::Problem> {
+    let peers = told.iter().flat_map(Told::problems);
+    report::problems(site.filesystem.problems().into_iter().chain(peers))
+}
+
+/// What a flush reached, from what the peers' tasks say.
+pub(super) fn outcome(
+    site: &Site,
+    seq: u64,
+    told: &[Told],
+    outcomes: Vec<(String, Outcome)>,
+) -> Result<Flushed, Failure> {
+    let message = || "cannot read the journal".to_owned();
+    let view = site.journal.snapshot().or_fail(message)?;
+    let mut peers = Vec::new();
+    for (name, outcome) in outcomes {
+        if let Some(told) = told.iter().find(|told| told.name() == name) {
+            peers.push(told.flushed(outcome, &view).or_fail(message)?);
+        }
+    }
+    Ok(Flushed {
+        seq,
+        peers,
+        conflicts: report::conflicts(&view).or_fail(message)?,
+        problems: problems(site, told),
+    })
+}
+
+/// Runs what waits for a disk or another process off the runtime's only thread.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::new("a thread of the daemon ended early").because(&error)),
+    }
+}

@@ -1,0 +1,567 @@
+//! Taking possession of a mirror's tree: everything that a mount, and a round without
+//! one, need before they can work.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mirrorfs_journal::{Durability, Journal, Peer, Start};
+use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
+
+use super::adopt::{self, Met};
+use super::announce::{Announce, Announcement};
+use super::failure::{Failure, OrFail};
+use super::lock::{Attempt, DYING, Lock};
+use super::mounts::Mounts;
+use super::state::{MirrorDir, MirrorIdText, Mode, Record, StateDir};
+use super::{locate, place};
+use crate::door::Door;
+use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport};
+use crate::replica::{Identity, Owner, Reserved, Staging};
+use crate::replicator::LocalTree;
+use crate::transport::PeerUrl;
+use crate::tree::{Id, PeerId, RESERVED};
+use parking_lot::Mutex;
+
+/// What a user asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Order {
+    /// The tree.
+    pub dir: PathBuf,
+    /// A peer to add, if it is not configured yet.
+    pub peer: Option<String>,
+    /// What to call that peer.
+    pub peer_name: Option<String>,
+    /// What to call the mirror.
+    pub name: Option<String>,
+    /// Which changes travel; as before if none.
+    pub mode: Option<Mode>,
+    /// Whether FUSE will be needed.
+    pub mount: bool,
+}
+
+/// A tree in this process's possession, recorded and up to date.
+///
+/// The fields are dropped in this order: the lock goes last.
+pub struct Site {
+    /// The filesystem on the tree, not mounted.
+    pub filesystem: Arc<Filesystem>,
+    /// The tree's `.mirrorfs`.
+    pub reserved: Arc<Reserved>,
+    /// Who the tree is.
+    pub identity: Identity,
+    /// The journal.
+    pub journal: Journal,
+    /// How the journal was found.
+    pub start: Start,
+    /// What the scan of the tree found.
+    pub recovery: RecoveryReport,
+    /// The peer that was ordered, among those configured.
+    pub ordered: Option<PeerId>,
+    /// What is written about the mirror in its directory.
+    pub record: Record,
+    /// The mirror's state.
+    pub dir: MirrorDir,
+    _tree_lock: Lock,
+    _lock: Lock,
+}
+
+impl Site {
+    /// Takes a tree: checks it, gives it an identity if it has none, opens its journal
+    /// and brings the record of the tree up to date. Changes nothing in the tree but
+    /// `.mirrorfs`. `claimed` hears of the mirror's directory as soon as it is ours.
+    pub fn open(
+        order: &Order,
+        say: &mut dyn Announce,
+        claimed: impl FnOnce(&MirrorDir) -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let state = StateDir::find()?;
+        let tree = place::tree(&order.dir)?;
+        let name = tree.display();
+
+        let cleared = crate::fuse::clear_dead_mount(&tree)
+            .or_fail(|| format!("cannot clear the dead mount at {name}"))
+            .map_err(|failure| failure.hint(format!("unmount it by hand: umount -l {name}")))?;
+        if cleared {
+            say.announce(Announcement::Note(format!(
+                "cleared the mount of a daemon that had died at {name}"
+            )));
+        }
+        // A daemon that was killed holds its lock until its last thread has ended.
+        let patience = Instant::now() + if cleared { DYING } else { Duration::ZERO };
+        while let Err(refused) = refuse_mounted(&state, &tree) {
+            if Instant::now() >= patience {
+                return Err(refused);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mounts = Mounts::read().or_fail(|| "cannot read /proc/self/mountinfo".into())?;
+        place::alone(&tree, &mounts)?;
+        state.keep_apart(&tree)?;
+        let peer = order
+            .peer
+            .as_deref()
+            .map(|peer| peer_at(peer, &tree))
+            .transpose()?;
+        if order.mount {
+            place::fuse()?;
+            for warning in place::warnings(&tree) {
+                say.announce(Announcement::Warning(warning));
+            }
+        }
+
+        let lower = Lower::open(&tree).or_fail(|| format!("cannot use {name}"))?;
+        let (reserved, identity) = {
+            let _one_at_a_time = lock_root(&lower)?;
+            identify(&lower, &state, peer.as_ref(), say)?
+        };
+        let dir = state.claim(identity.mirror, identity.replica)?;
+        let lock = take_lock(&dir, &tree)?;
+        let tree_lock = take_tree_lock(&reserved, &tree)?;
+        claimed(&dir)?;
+        let record = describe(order, &dir, identity, &tree)?;
+        dir.write_record(&record)?;
+
+        let (journal, start) = Journal::open(dir.path())
+            .or_fail(|| format!("cannot open the journal in {}", dir.path().display()))?;
+        if let Some(reason) = &start.reason {
+            say.announce(Announcement::Warning(reason.clone()));
+        }
+        let filesystem = Filesystem::new(lower, journal.recorder(), FsOptions::default())
+            .or_fail(|| format!("cannot serve {name}"))?;
+        let recovery = filesystem
+            .recover(&journal)
+            .or_fail(|| format!("cannot scan {name}"))?;
+        crate::replicator::renew_lost_copies(&journal)
+            .or_fail(|| format!("cannot go through the conflicts of {name}"))?;
+        if let Some(note) = recovered(&start, &recovery, cleared) {
+            say.announce(Announcement::Note(note));
+        }
+        for (path, error) in recovery.unreadable.iter().take(5) {
+            say.announce(Announcement::Warning(format!(
+                "{path} is not mirrored: {error}"
+            )));
+        }
+        let ordered = peer
+            .map(|peer| add_peer(&journal, &peer, order.peer_name.as_deref()))
+            .transpose()?;
+        Ok(Self {
+            filesystem,
+            reserved: Arc::new(reserved),
+            identity,
+            journal,
+            start,
+            recovery,
+            ordered,
+            record,
+            dir,
+            _tree_lock: tree_lock,
+            _lock: lock,
+        })
+    }
+
+    /// The tree's path, for messages and for mounting only.
+    pub fn tree(&self) -> &Path {
+        &self.record.tree
+    }
+
+    /// The peers that are configured.
+    pub fn peers(&self) -> Result<Vec<Peer>, Failure> {
+        self.journal
+            .snapshot()
+            .and_then(|snapshot| snapshot.peers())
+            .or_fail(|| "cannot read the peers from the journal".into())
+    }
+}
+
+/// The tree as the replicator changes it.
+pub fn local_tree(site: &Site, door: Option<Arc<Mutex<Door>>>) -> Result<LocalTree, Failure> {
+    let message = || {
+        format!(
+            "cannot use {}",
+            site.tree().join(".mirrorfs/staging").display()
+        )
+    };
+    // Only root can give files away, and what comes from a peer belongs to whom the
+    // tree belongs to.
+    let owner = if rustix::process::geteuid().is_root() {
+        let root = site.filesystem.lower().root();
+        let found = rustix::fs::fstat(root).or_fail(message)?;
+        Some(Owner {
+            uid: found.st_uid,
+            gid: found.st_gid,
+        })
+    } else {
+        None
+    };
+    Ok(LocalTree {
+        filesystem: Arc::clone(&site.filesystem),
+        door,
+        staging: Arc::new(Staging::new(&site.reserved).or_fail(message)?),
+        reserved: Arc::clone(&site.reserved),
+        owner,
+    })
+}
+
+/// A second mount of one tree is refused in the name of the first.
+fn refuse_mounted(state: &StateDir, tree: &Path) -> Result<(), Failure> {
+    match locate::find(state, tree)? {
+        Some((dir, record)) if record.tree == tree => match dir.owner()? {
+            Some(pid) => Err(held(tree, pid)),
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn held(tree: &Path, pid: Option<u32>) -> Failure {
+    let who = match pid {
+        Some(pid) => format!("by the process {pid}"),
+        None => "by a process that is just starting".into(),
+    };
+    Failure::new(format!("{} is already mounted, {who}", tree.display())).hint(format!(
+        "see mirrorfs status {0}; mirrorfs umount {0} ends it",
+        tree.display()
+    ))
+}
+
+fn take_lock(dir: &MirrorDir, tree: &Path) -> Result<Lock, Failure> {
+    match Lock::take_from_the_dying(&dir.lock())
+        .or_fail(|| format!("cannot lock {}", dir.lock().display()))?
+    {
+        Attempt::Taken(lock) => Ok(lock),
+        Attempt::Held(pid) => {
+            // The same replica under another path is a copy of the tree or a second
+            // way to it.
+            let other = dir
+                .record()?
+                .map_or_else(|| tree.to_path_buf(), |known| known.tree);
+            Err(held(&other, pid))
+        }
+    }
+}
+
+/// Lets only one process at a time find out, or decide, who a tree is. Released when the
+/// descriptor is dropped.
+fn lock_root(lower: &Lower) -> Result<OwnedFd, Failure> {
+    let message = || format!("cannot lock {}", lower.dir().display());
+    let root = rustix::fs::openat(
+        lower.root(),
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        FileMode::empty(),
+    )
+    .or_fail(message)?;
+    rustix::fs::flock(&root, FlockOperation::LockExclusive).or_fail(message)?;
+    Ok(root)
+}
+
+/// Takes the lock that an agent takes as well: a tree is worked in by one process,
+/// whatever its state directory is.
+fn take_tree_lock(reserved: &Reserved, tree: &Path) -> Result<Lock, Failure> {
+    let message = || format!("cannot lock {}", tree.join(".mirrorfs/lock").display());
+    let file = rustix::fs::openat(
+        reserved.dir(),
+        "lock",
+        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        FileMode::RUSR | FileMode::WUSR,
+    )
+    .or_fail(message)?;
+    match Lock::take_file(file.into()).or_fail(message)? {
+        Attempt::Taken(lock) => Ok(lock),
+        Attempt::Held(pid) => {
+            let who = pid.map_or_else(String::new, |pid| format!(", process {pid},"));
+            Err(Failure::new(format!(
+                "another mirrorfs{who} works in {}",
+                tree.display()
+            ))
+            .hint("it is an agent that serves the directory as somebody's peer, or a mount with another state directory: end that first"))
+        }
+    }
+}
+
+/// Reads a peer's place, and refuses a local one that cannot be a peer of the tree.
+fn peer_at(text: &str, tree: &Path) -> Result<PeerUrl, Failure> {
+    let here = std::env::current_dir().or_fail(|| "there is no working directory".into())?;
+    let url = PeerUrl::parse(text)
+        .and_then(|url| url.resolved_against(&here))
+        .or_fail(|| "cannot use the peer".into())?;
+    let Some(path) = url.local_path() else {
+        return Ok(url);
+    };
+    let path = place::local_peer(path, tree)?;
+    let Some(text) = path.to_str() else {
+        return Err(Failure::new(format!(
+            "the path of the peer {} is not valid UTF-8",
+            path.display()
+        ))
+        .hint("choose a peer directory with a plain name"));
+    };
+    PeerUrl::parse(text).or_fail(|| "cannot use the peer".into())
+}
+
+/// The tree's identity: its own, else one in the mirror that the peer belongs to, else
+/// one in a mirror of its own.
+fn identify(
+    lower: &Lower,
+    state: &StateDir,
+    peer: Option<&PeerUrl>,
+    say: &mut dyn Announce,
+) -> Result<(Reserved, Identity), Failure> {
+    let reserved = lower.dir().join(".mirrorfs");
+    let message = || format!("cannot prepare {}", reserved.display());
+    let root = lower.root().as_fd();
+    let own = Reserved::open(root).or_fail(message)?;
+    let met = match peer {
+        Some(peer) if !is_known(state, own.as_ref().map(|(_, identity)| identity), peer)? => {
+            let mirror = own.as_ref().map(|(_, identity)| identity.mirror);
+            Some(adopt::meet(peer, mirror, is_empty(lower)?)?)
+        }
+        _ => None,
+    };
+    if let (Some(Met::Away(why)), Some(peer)) = (&met, peer) {
+        say.announce(Announcement::Warning(format!(
+            "the peer {peer} cannot be reached ({why}): changes are kept in the journal and sent when it can be"
+        )));
+        if own.is_none() {
+            say.announce(Announcement::Warning(format!(
+                "it is not known whether {peer} belongs to a mirror already; if it turns out to, unmount, remove {} and mount again",
+                reserved.display()
+            )));
+        }
+    }
+    if let Some(own) = own {
+        return Ok(own);
+    }
+    let mirror = match met {
+        Some(Met::Mirror(mirror) | Met::Claimed(mirror)) => mirror,
+        _ => Id::random().or_fail(|| "there are no random numbers".into())?,
+    };
+    Reserved::create(root, mirror)
+        .or_fail(message)
+        .map_err(|failure| {
+            failure.hint(
+                "this user must be able to write to the directory, and the disk must have room",
+            )
+        })
+}
+
+/// Whether a tree holds nothing but, perhaps, a `.mirrorfs`.
+fn is_empty(lower: &Lower) -> Result<bool, Failure> {
+    let message = || format!("cannot list {}", lower.dir().display());
+    for entry in std::fs::read_dir(lower.dir()).or_fail(message)? {
+        if entry.or_fail(message)?.file_name().as_encoded_bytes() != RESERVED {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a peer is configured already, as far as the journal can tell before it is
+/// opened.
+fn is_known(
+    state: &StateDir,
+    identity: Option<&Identity>,
+    peer: &PeerUrl,
+) -> Result<bool, Failure> {
+    let Some(identity) = identity else {
+        return Ok(false);
+    };
+    let Some(dir) = state.known(identity.mirror, identity.replica)? else {
+        return Ok(false);
+    };
+    let text = peer.to_string();
+    Ok(mirrorfs_journal::look(dir.path())
+        .ok()
+        .flatten()
+        .and_then(|view| view.peers().ok())
+        .is_some_and(|peers| peers.iter().any(|peer| peer.url == text)))
+}
+
+/// What to write down about the mirror.
+fn describe(
+    order: &Order,
+    dir: &MirrorDir,
+    identity: Identity,
+    tree: &Path,
+) -> Result<Record, Failure> {
+    let known = dir.record()?;
+    if let Some(known) = &known
+        && known.tree != tree
+        && locate::identity(&known.tree).is_some_and(|there| there == identity)
+    {
+        return Err(Failure::new(format!(
+            "{} is a copy of the mirror {}: both carry the same identity",
+            tree.display(),
+            known.tree.display()
+        ))
+        .hint(format!(
+            "to make the copy a mirror of its own, remove {}",
+            tree.join(".mirrorfs").display()
+        )));
+    }
+    let name = order
+        .name
+        .clone()
+        .or_else(|| known.as_ref().map(|known| known.name.clone()))
+        .or_else(|| {
+            tree.file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+        })
+        .unwrap_or_else(|| "mirror".into());
+    Ok(Record {
+        id: MirrorIdText(identity.mirror),
+        replica: identity.replica,
+        name,
+        tree: tree.to_path_buf(),
+        mode: order
+            .mode
+            .or(known.map(|known| known.mode))
+            .unwrap_or_default(),
+        device: None,
+    })
+}
+
+/// One line about what the scan found, where it is worth one.
+fn recovered(start: &Start, report: &RecoveryReport, cleared: bool) -> Option<String> {
+    let RecoveryReport {
+        scanned,
+        created,
+        changed,
+        removed,
+        ..
+    } = report;
+    if start.fresh {
+        return (*scanned > 0).then(|| format!("took in {scanned} existing names"));
+    }
+    let found = format!(
+        "scanned {scanned} names, found {created} new, {changed} changed, {removed} removed"
+    );
+    if !start.clean || cleared {
+        let why = if start.same_boot {
+            "the last mount did not end cleanly"
+        } else {
+            "the machine went down under the last mount"
+        };
+        Some(format!("{why}: {found}"))
+    } else {
+        (created + changed + removed > 0)
+            .then(|| format!("the tree was changed while it was not mounted: {found}"))
+    }
+}
+
+/// Configures a peer unless it is configured already.
+fn add_peer(journal: &Journal, url: &PeerUrl, name: Option<&str>) -> Result<PeerId, Failure> {
+    let text = url.to_string();
+    let wanted = name.map(str::to_owned);
+    let fallback = peer_name(url);
+    journal
+        .update(Durability::Full, move |update| {
+            let peers = update.peers()?;
+            if let Some(wanted) = &wanted
+                && let Some(peer) = peers.iter().find(|peer| peer.name == *wanted)
+            {
+                // The same peer at another place: its directory moved, or its address.
+                update.set_peer_url(peer.id, &text)?;
+                return Ok(peer.id);
+            }
+            if let Some(peer) = peers.iter().find(|peer| peer.url == text) {
+                return Ok(peer.id);
+            }
+            let taken = |name: &String| peers.iter().any(|peer| peer.name == *name);
+            let name = wanted.unwrap_or_else(|| {
+                std::iter::once(fallback.clone())
+                    .chain((2..).map(|number: u32| format!("{fallback}-{number}")))
+                    .find(|name| !taken(name))
+                    .unwrap_or(fallback)
+            });
+            update.add_peer(&name, &text)
+        })
+        .or_fail(|| format!("cannot add the peer {url}"))
+}
+
+/// What to call a peer that nobody named: its host, or the last part of its path.
+fn peer_name(url: &PeerUrl) -> String {
+    match url.place() {
+        crate::transport::Place::Ssh(place) => place.host.clone(),
+        crate::transport::Place::Local(path) => path
+            .file_name()
+            .map_or_else(|| "peer".into(), |name| name.to_string_lossy().into_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn journal() -> (tempfile::TempDir, Journal) {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        (dir, journal)
+    }
+
+    fn peers(journal: &Journal) -> Vec<(String, String)> {
+        let peers = journal.snapshot().unwrap().peers().unwrap();
+        peers
+            .into_iter()
+            .map(|peer| (peer.name, peer.url))
+            .collect()
+    }
+
+    #[test]
+    fn a_peer_is_added_once_and_gets_a_name_of_its_own() {
+        let (_dir, journal) = journal();
+        let add = |url: &str, name: Option<&str>| {
+            add_peer(&journal, &PeerUrl::parse(url).unwrap(), name).unwrap();
+        };
+        add("/mnt/backup", None);
+        add("/mnt/backup", None);
+        add("/srv/backup", None);
+        add("me@host:web", None);
+        let list = peers(&journal);
+        let expected = [
+            ("backup", "/mnt/backup"),
+            ("backup-2", "/srv/backup"),
+            ("host", "me@host:web"),
+        ];
+        assert_eq!(list, expected.map(|(name, url)| (name.into(), url.into())));
+        // Under its name, the same peer may be found elsewhere.
+        add("me@elsewhere:web", Some("host"));
+        assert_eq!(
+            peers(&journal)[2],
+            ("host".into(), "me@elsewhere:web".into())
+        );
+    }
+
+    #[test]
+    fn an_unclean_stop_is_said_in_one_line() {
+        let report = RecoveryReport {
+            scanned: 10,
+            created: 1,
+            changed: 2,
+            removed: 3,
+            ..RecoveryReport::default()
+        };
+        let start = |fresh, clean, same_boot| Start {
+            epoch: crate::tree::Epoch(1),
+            last: 0,
+            clean,
+            same_boot,
+            fresh,
+            reason: None,
+        };
+        let line = recovered(&start(false, false, true), &report, true).unwrap();
+        assert!(
+            line.contains("did not end cleanly") && !line.contains('\n'),
+            "{line}"
+        );
+        let line = recovered(&start(false, false, false), &report, false).unwrap();
+        assert!(line.contains("machine went down"), "{line}");
+        let line = recovered(&start(false, true, true), &report, false).unwrap();
+        assert!(line.contains("while it was not mounted"), "{line}");
+        let quiet = RecoveryReport::default();
+        assert_eq!(recovered(&start(false, true, true), &quiet, false), None);
+        assert_eq!(recovered(&start(true, false, false), &quiet, false), None);
+    }
+}
