@@ -1,0 +1,264 @@
+//! "Changes on either side arrive on the other without a command."
+
+use std::fs;
+use std::time::Duration;
+
+use crate::first_contact::PROJECT;
+use crate::support::{PROMPT, Sandbox, Server, assert_same, wait_until};
+
+/// Every kind of change that is carried, as a user makes it. Each works on what the ones
+/// before have left.
+const CHANGES: &[(&str, &str)] = &[
+    ("creation", "mkdir -p new/dir; echo hello >new/dir/file"),
+    (
+        "an edit in place",
+        "echo more >>docs/long; printf X | dd of=docs/long bs=1 seek=7 conv=notrunc status=none",
+    ),
+    (
+        "a truncation",
+        "truncate -s 100 docs/long; truncate -s 5000 new/dir/file",
+    ),
+    (
+        "a save through rename",
+        "echo saved >src/.main.tmp; mv src/.main.tmp src/main.rs",
+    ),
+    ("a mode", "chmod 640 src/main.rs; chmod 711 docs"),
+    (
+        "a time",
+        "touch -d '1999-12-31 23:59:59.987654321' src/main.rs",
+    ),
+    ("a rename", "mv docs/nothing src/something"),
+    (
+        "a directory's rename",
+        "mv src/deep moved; echo inside >moved/er/late",
+    ),
+    ("a rename over another file", "mv src/something src/main.rs"),
+    (
+        "symbolic links",
+        "ln -s x new/link; ln -sfn elsewhere dangling; ln -s 'a b' 'name with spaces'",
+    ),
+    ("empty directories", "mkdir -p hollow/a hollow/b"),
+    (
+        "extended attributes",
+        "setfattr -n user.one -v 1 src/main.rs; setfattr -x user.note docs/long",
+    ),
+    (
+        "a file that becomes a directory",
+        "rm src/main.rs; mkdir src/main.rs; echo in >src/main.rs/x",
+    ),
+    (
+        "a directory that becomes a link",
+        "rm -r hollow/a; ln -s ../docs hollow/a",
+    ),
+    (
+        "a swap of two names",
+        "mv new/dir/file t; mv docs/long new/dir/file; mv t docs/long",
+    ),
+    ("a change of case", "mv docs DOCS"),
+    ("deletions", "rm -r moved; rm absolute"),
+    (
+        "a tree made at once",
+        "for i in $(seq 200); do mkdir -p many/$((i%7)); echo $i >many/$((i%7))/$i; done",
+    ),
+    // Not so much of the tree that deletions found on a peer would brake.
+    ("a part of it gone at once", "rm -r many/0 many/1"),
+];
+
+/// Each kind of change made in the mount shows on the peer.
+#[test]
+fn changes_in_the_mount_arrive_on_the_peer() {
+    let sandbox = Sandbox::new();
+    sandbox.sh(&sandbox.tree(), PROJECT);
+    sandbox.mount();
+    sandbox.converges();
+    for (what, change) in CHANGES {
+        eprintln!("{what}");
+        sandbox.sh(&sandbox.tree(), change);
+        sandbox.converges();
+    }
+    sandbox.flush();
+    assert_same(&sandbox.tree(), &sandbox.peer());
+    let status = sandbox.status();
+    assert!(
+        status.conflicts.is_empty() && status.problems.is_empty(),
+        "{status:?}"
+    );
+    sandbox.umount();
+    for side in [sandbox.tree(), sandbox.peer()] {
+        let left = sandbox.reserved_contents(&side, "staging");
+        assert!(left.is_empty(), "{} files left in staging", left.len());
+    }
+}
+
+/// Each kind of change made on the peer shows in the mount.
+#[test]
+fn changes_on_the_peer_arrive_in_the_mount() {
+    let sandbox = Sandbox::new();
+    sandbox.sh(&sandbox.peer(), PROJECT);
+    sandbox.mount();
+    sandbox.converges();
+    for (what, change) in CHANGES {
+        eprintln!("{what}");
+        sandbox.sh(&sandbox.peer(), change);
+        sandbox.converges();
+        // Not undone by an echo.
+        sandbox.flush();
+        sandbox.converges();
+    }
+    assert_same(&sandbox.tree(), &sandbox.peer());
+    let status = sandbox.status();
+    assert!(
+        status.conflicts.is_empty() && status.problems.is_empty(),
+        "{status:?}"
+    );
+}
+
+/// A change on the peer is in the mount with its content at once when its name is: no
+/// program in the mount sees a half-written file, and inotify watchers there are told.
+#[test]
+fn a_watcher_in_the_mount_sees_the_peers_change_whole() {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.tree().join("watched"), vec![b'a'; 100_000]).unwrap();
+    sandbox.mount();
+    sandbox.flush();
+    let script = "
+import ctypes, os, struct, sys, select
+libc = ctypes.CDLL(None, use_errno=True)
+fd = libc.inotify_init()
+assert libc.inotify_add_watch(fd, b'.', 0x80 | 0x100 | 0x8 | 0x2) >= 0
+print('ready', flush=True)
+while True:
+    if not select.select([fd], [], [], 60)[0]:
+        sys.exit('no event')
+    os.read(fd, 65536)
+    content = open('watched').read()
+    assert set(content) in ({'a'}, {'b'}) and len(content) == 100000, 'torn'
+    if content[0] == 'b':
+        print('seen')
+        break
+";
+    let mut watcher = sandbox
+        .command("python3")
+        .args(["-c", script])
+        .current_dir(sandbox.tree())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut lines = std::io::BufReader::new(watcher.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut lines, &mut said).unwrap();
+    assert_eq!(said, "ready\n");
+    fs::write(sandbox.peer().join("new"), vec![b'b'; 100_000]).unwrap();
+    fs::rename(sandbox.peer().join("new"), sandbox.peer().join("watched")).unwrap();
+    std::io::BufRead::read_line(&mut lines, &mut said).unwrap();
+    assert_eq!(said, "ready\nseen\n");
+    assert!(watcher.wait().unwrap().success());
+}
+
+/// "Own changes bounced back as if they were the other side's (echo)": once both sides
+/// are the same, nothing but pings crosses the link, and no number moves.
+#[test]
+fn nothing_bounces_back() {
+    let mut sandbox = Sandbox::new();
+    let server = Server::start(&mut sandbox);
+    sandbox.sh(&sandbox.tree(), PROJECT);
+    sandbox.mount_with(server.url(&sandbox.peer()));
+    sandbox.sh(&sandbox.tree(), "echo 1 >>docs/long");
+    sandbox.flush();
+    sandbox.sh(&sandbox.peer(), "echo 2 >>docs/long; mv src/deep deeper");
+    sandbox.converges();
+    sandbox.flush();
+    let before = (sandbox.status().journal.seq, server.link.forwarded());
+    // The one thing here that has to take its time: that nothing happens in it.
+    std::thread::sleep(Duration::from_secs(5));
+    let after = (sandbox.status().journal.seq, server.link.forwarded());
+    assert_eq!(before.0, after.0, "the journal moved by itself");
+    assert!(
+        after.1 - before.1 < 20_000,
+        "{} bytes crossed an idle link",
+        after.1 - before.1
+    );
+    assert_same(&sandbox.tree(), &sandbox.peer());
+}
+
+/// Edits of different files on both sides at the same time all arrive, and none is undone
+/// by a stale report.
+#[test]
+fn both_sides_work_at_once() {
+    let sandbox = Sandbox::new();
+    sandbox.sh(&sandbox.tree(), "for i in $(seq 60); do echo 0 >f$i; done");
+    sandbox.mount();
+    sandbox.flush();
+    let work = |parity: u32| {
+        format!(
+            "for round in $(seq 15); do for i in $(seq {parity} 2 60); do
+               echo $round >f$i.tmp; mv f$i.tmp f$i; done; done"
+        )
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| sandbox.sh(&sandbox.tree(), &work(1)));
+        scope.spawn(|| sandbox.sh(&sandbox.peer(), &work(2)));
+    });
+    sandbox.flush();
+    sandbox.converges();
+    for i in 1..=60 {
+        for side in [sandbox.tree(), sandbox.peer()] {
+            let content = fs::read_to_string(side.join(format!("f{i}"))).unwrap();
+            assert_eq!(content, "15\n", "f{i} in {}", side.display());
+        }
+    }
+    assert!(sandbox.status().conflicts.is_empty());
+}
+
+/// A mount, an unmount, changes on both sides of a plain directory, and a mount again:
+/// the scan finds them with the right base.
+#[test]
+fn changes_made_while_unmounted_are_found() {
+    let sandbox = Sandbox::new();
+    sandbox.sh(&sandbox.tree(), PROJECT);
+    sandbox.mount();
+    sandbox.umount();
+    assert_same(&sandbox.tree(), &sandbox.peer());
+    sandbox.sh(
+        &sandbox.tree(),
+        "rm docs/nothing; echo here >>docs/long; mkdir made-here",
+    );
+    sandbox.sh(
+        &sandbox.peer(),
+        "rm src/main.rs; echo there >>src/deep/er/noise; mkdir made-there",
+    );
+    sandbox.mount();
+    sandbox.flush();
+    assert_same(&sandbox.tree(), &sandbox.peer());
+    assert!(!sandbox.tree().join("src/main.rs").exists());
+    assert!(!sandbox.peer().join("docs/nothing").exists());
+    assert!(sandbox.tree().join("made-there").is_dir());
+    assert!(sandbox.peer().join("made-here").is_dir());
+    assert!(sandbox.status().conflicts.is_empty());
+}
+
+/// What a peer's change deletes or replaces goes to the trash.
+#[test]
+fn what_the_peer_deletes_goes_to_the_trash() {
+    let sandbox = Sandbox::new();
+    sandbox.sh(
+        &sandbox.tree(),
+        "echo precious >deleted; echo older >replaced; echo keep >other",
+    );
+    sandbox.mount();
+    sandbox.flush();
+    sandbox.sh(&sandbox.peer(), "rm deleted; echo newer >t; mv t replaced");
+    wait_until("the peer's changes arrive", PROMPT, || {
+        !sandbox.tree().join("deleted").exists()
+            && fs::read_to_string(sandbox.tree().join("replaced")).unwrap() == "newer\n"
+    });
+    sandbox.sh(&sandbox.tree(), "echo newest >replaced; rm other");
+    sandbox.flush();
+    sandbox.umount();
+    let mut here = sandbox.reserved_contents(&sandbox.tree(), "trash");
+    here.sort();
+    assert_eq!(here, [b"older\n".to_vec(), b"precious\n".to_vec()]);
+    let mut there = sandbox.reserved_contents(&sandbox.peer(), "trash");
+    there.sort();
+    assert_eq!(there, [b"keep\n".to_vec(), b"newer\n".to_vec()]);
+}

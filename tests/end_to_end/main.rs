@@ -1,0 +1,26 @@
+//! The promises, tested from outside: the built program with real mounts, real agents and
+//! a real sshd. Each test names the promise or the clause that it tries to break.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod conflict;
+mod crash;
+mod first_contact;
+mod flush;
+mod harness;
+mod link;
+mod live;
+mod odd_files;
+mod ordinary_user;
+mod peer_disk;
+mod refusals;
+mod settle;
+mod without_mount;

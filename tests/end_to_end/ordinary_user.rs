@@ -1,0 +1,141 @@
+//! "As root and as an ordinary user (through fusermount3)."
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::first_contact::PROJECT;
+use crate::support::compare::{compare, differences, read};
+use crate::support::{PROMPT, Sandbox, eventually, wait_until};
+
+/// The whole day of an ordinary user: mount, work, flush, a crash, unmount.
+#[test]
+fn an_ordinary_user_mounts_works_and_unmounts() {
+    let sandbox = Sandbox::of_ordinary_user();
+    let (tree, peer) = (sandbox.tree(), sandbox.peer());
+    sandbox.sh(&tree, PROJECT);
+    sandbox.mount();
+    // Root is not let in by default, so the tests look through the user's eyes.
+    sandbox.sh(
+        &tree,
+        "echo new >made; mkdir d; mv docs/nothing d/; chmod 400 made; git init -q repo
+         cd repo; echo x >x; git add x; git commit -qm x; git fsck --strict",
+    );
+    sandbox.flush();
+    let same = || {
+        sandbox.sh(
+            sandbox.root(),
+            "diff -r --no-dereference --exclude=.mirrorfs tree peer",
+        )
+    };
+    same();
+    assert_eq!(
+        fs::metadata(peer.join("made")).unwrap().uid(),
+        fs::metadata(sandbox.home()).unwrap().uid()
+    );
+    sandbox.sh(&peer, "echo there >from-there");
+    sandbox.flush();
+    assert_eq!(sandbox.sh(&tree, "cat from-there"), "there\n");
+
+    sandbox.sh(&tree, "echo before-the-crash >crash");
+    sandbox.kill_daemon();
+    sandbox.mount();
+    assert_eq!(sandbox.sh(&tree, "cat crash"), "before-the-crash\n");
+    sandbox.flush();
+    same();
+    sandbox.umount();
+    let found = differences(&read(&tree), &read(&peer));
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// "A read-only file that its creator still writes to (Git's objects) must work for an
+/// unprivileged daemon too."
+#[test]
+fn a_read_only_file_can_be_written_by_who_made_it() {
+    let sandbox = Sandbox::of_ordinary_user();
+    sandbox.mount();
+    sandbox.sh(
+        &sandbox.tree(),
+        r#"python3 -c '
+import os
+made = os.open("read-only", os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o444)
+for piece in range(50):
+    os.write(made, b"x" * 1000)
+os.ftruncate(made, 40000)
+os.fsync(made)
+os.close(made)
+assert os.stat("read-only").st_size == 40000
+'"#,
+    );
+    sandbox.flush();
+    assert_eq!(
+        fs::metadata(sandbox.peer().join("read-only"))
+            .unwrap()
+            .len(),
+        40_000
+    );
+}
+
+/// What the user may not read is listed, and does not stop the rest.
+#[test]
+fn what_cannot_be_read_is_listed_and_stops_nothing() {
+    let sandbox = Sandbox::of_ordinary_user();
+    let secret = sandbox.tree().join("root-only");
+    sandbox.sh(&sandbox.tree(), "echo x >file");
+    if !rustix::process::getuid().is_root() {
+        // Only root can give a file away; elsewhere the user's own modes have to do.
+        sandbox.sh(&sandbox.tree(), "echo s >root-only; chmod 000 root-only");
+    } else {
+        fs::write(&secret, "s").unwrap();
+        sandbox.sh(sandbox.root(), "true");
+        std::os::unix::fs::chown(&secret, Some(0), Some(0)).unwrap();
+        fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    sandbox.mount();
+    sandbox.try_flush().expect_code(1);
+    assert!(sandbox.peer().join("file").exists());
+    let status = sandbox.status();
+    assert!(
+        status
+            .problems
+            .iter()
+            .any(|problem| problem.path == "root-only"),
+        "{status:?}"
+    );
+}
+
+/// Files of several users, worked on by several users in a mount that root has made: each
+/// keeps its rights, and files belong to who made them.
+#[test]
+fn several_users_work_in_the_mount_of_root() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree();
+    sandbox.sh(
+        &tree,
+        "mkdir shared private; chmod 1777 shared; chmod 700 private; echo s >private/s; echo r >shared/roots",
+    );
+    sandbox.mount();
+    let as_nobody = |script: &str| {
+        sandbox.sh(
+            &tree,
+            &format!("setpriv --reuid=nobody --regid=nogroup --clear-groups -- sh -ec '{script}'"),
+        )
+    };
+    as_nobody(
+        "echo mine >shared/mine; ! cat private/s 2>/dev/null; ! rm -f shared/roots 2>/dev/null
+         ! sh -c \"echo x >shared/roots\" 2>/dev/null; mkdir shared/dir; echo x >shared/dir/x",
+    );
+    let nobody = fs::metadata(tree.join("shared/mine")).unwrap().uid();
+    assert_ne!(nobody, 0);
+    assert_eq!(
+        fs::metadata(tree.join("shared/dir/x")).unwrap().uid(),
+        nobody
+    );
+    assert_eq!(fs::metadata(tree.join("shared/roots")).unwrap().uid(), 0);
+    sandbox.flush();
+    eventually("the peer is the same", PROMPT, || {
+        compare(&tree, &sandbox.peer())
+    });
+    wait_until("nothing is pending", PROMPT, || {
+        sandbox.status().peer().pending_changes == 0
+    });
+}
