@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::beneath::{Place, rename_new};
@@ -58,6 +58,18 @@ impl<'a> Shelf<'a> {
         }
     }
 
+    /// Whether the shelf holds an inode under a path, as the first that was kept there.
+    pub(crate) fn holds(&self, path: &RelPath, ino: u64) -> io::Result<bool> {
+        let mut kept = self.name.clone().into_bytes();
+        kept.push(b'/');
+        kept.extend_from_slice(path.as_bytes());
+        match rustix::fs::statat(self.dir, kept.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(stat.st_ino == ino),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Opens the directory of a path on a shelf, making what is missing.
     fn open(&self, shelf: &str, path: &RelPath) -> io::Result<OwnedFd> {
         let mut dir = enter(self.dir, shelf.as_bytes())?;
@@ -96,6 +108,7 @@ pub(crate) fn stamp(at: Timestamp) -> String {
 mod tests {
     use super::*;
     use std::fs::{self, File};
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn displaces_nothing_that_is_kept() {
@@ -117,6 +130,12 @@ mod tests {
         assert_eq!(keep("2", "a"), "now.2/a");
         assert_eq!(keep("3", "a/b/c"), "now.3/a/b/c");
         assert_eq!(keep("4", "d/e"), "now/d/e");
+        let ino = |kept: &str| fs::metadata(at("shelf").join(kept)).unwrap().ino();
+        let holds = |path: &str, kept| shelf.holds(&RelPath::new(path).unwrap(), ino(kept));
+        assert!(holds("a", "now/a").unwrap());
+        assert!(holds("d/e", "now/d/e").unwrap());
+        assert!(!holds("d/e", "now/a").unwrap());
+        assert!(!holds("a/b/c", "now/a").unwrap());
         for (content, path) in [("1", "now/a"), ("2", "now.2/a"), ("3", "now.3/a/b/c")] {
             assert_eq!(fs::read_to_string(at("shelf").join(path)).unwrap(), content);
         }

@@ -24,8 +24,9 @@ impl Applier<'_> {
         }
         let mut steps = Vec::with_capacity(batch.ops.len());
         let default_owner = self.default_owner()?;
+        let origins = Origins::of(&batch.ops);
         for op in batch.ops {
-            match self.step(op, &mut uses, default_owner) {
+            match self.step(op, &origins, &mut uses, default_owner) {
                 Ok(step) => steps.push(step),
                 Err(error) => {
                     self.undo_preparation(&steps);
@@ -48,6 +49,7 @@ impl Applier<'_> {
     fn step(
         &self,
         op: Op,
+        origins: &Origins,
         uses: &mut HashMap<ContentHash, u32>,
         default_owner: Option<Owner>,
     ) -> Result<Step, ApplyError> {
@@ -67,7 +69,8 @@ impl Applier<'_> {
             return Ok(step);
         }
         step.before = match &step.op {
-            Op::Park { from: path, .. } | Op::Remove { path, .. } => self.ino(path)?,
+            Op::Park { from, .. } => self.ino(from)?,
+            Op::Remove { path, .. } => self.ino(&origins.of_path(path))?,
             _ => None,
         };
         step.staged = match &step.op {
@@ -79,7 +82,7 @@ impl Applier<'_> {
                 expect,
             } => {
                 let replaced = match (default_owner, expect) {
-                    (Some(_), Expect::Entry(_)) => self.owner(path)?,
+                    (Some(_), Expect::Entry(_)) => self.owner(&origins.of_path(path))?,
                     _ => None,
                 };
                 Some(self.stage(entry, last, replaced.or(default_owner))?)
@@ -187,6 +190,41 @@ impl Applier<'_> {
             uid: stat.st_uid,
             gid: stat.st_gid,
         }))
+    }
+}
+
+/// Where things are before the moves of a batch: all of its other steps name them where
+/// they are afterwards.
+struct Origins(Vec<(RelPath, RelPath)>);
+
+impl Origins {
+    fn of(ops: &[Op]) -> Self {
+        let mut parked = HashMap::new();
+        let mut moves = Vec::new();
+        for op in ops {
+            match op {
+                Op::Park { from, slot, .. } => {
+                    parked.insert(*slot, from);
+                }
+                Op::Unpark { slot, to } => {
+                    if let Some(from) = parked.remove(slot) {
+                        moves.push((to.clone(), from.clone()));
+                    }
+                }
+                _ => {}
+            }
+        }
+        // The innermost move decides.
+        moves.sort_by_key(|(to, _)| std::cmp::Reverse(to.depth()));
+        Self(moves)
+    }
+
+    fn of_path(&self, path: &RelPath) -> RelPath {
+        let rebased = |(to, from): &(RelPath, RelPath)| path.rebase(to, from);
+        self.0
+            .iter()
+            .find_map(rebased)
+            .unwrap_or_else(|| path.clone())
     }
 }
 

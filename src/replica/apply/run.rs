@@ -220,7 +220,7 @@ impl Run<'_, '_> {
         let staging = self.applier.staging.dir().try_clone_to_owned()?;
         let aside = Place::new(&staging, &name);
         let waits = aside.ino()?.is_some();
-        if self.resumed && !waits && ino.is_some() && self.destination_ino(slot)? == ino {
+        if self.resumed && !waits && self.has_arrived(slot, ino)? {
             // Both halves of the move have been done.
             self.slots.insert(slot, (from.clone(), name));
             return Ok(parked);
@@ -272,16 +272,37 @@ impl Run<'_, '_> {
         Ok(placed)
     }
 
-    /// The inode at the place where a slot's content goes, if the batch says where.
-    fn destination_ino(&self, slot: u32) -> io::Result<Option<u64>> {
-        for step in &self.record.steps {
-            if let Op::Unpark { slot: found, to } = &step.op
-                && *found == slot
+    /// Whether what a slot took has come to where it goes, by its inode. A later step may
+    /// have replaced it there since: then that one's inode says the same.
+    fn has_arrived(&self, slot: u32, ino: Option<u64>) -> io::Result<bool> {
+        let Some(ino) = ino else { return Ok(false) };
+        let unparked = |step: &Step| match &step.op {
+            Op::Unpark { slot: found, to } if *found == slot => Some(to.clone()),
+            _ => None,
+        };
+        let Some(to) = self.record.steps.iter().find_map(unparked) else {
+            return Ok(false);
+        };
+        let there = self.applier.root.stat(&to)?.map(|stat| stat.st_ino);
+        if there == Some(ino) {
+            return Ok(true);
+        }
+        let staging = self.applier.staging.dir();
+        for (at, step) in self.record.steps.iter().enumerate() {
+            if matches!(step.op, Op::Unpark { .. }) || *path_of(&step.op) != to {
+                continue;
+            }
+            let staged = step.staged.as_ref().map(|staged| staged.ino);
+            // The name is missing while the old inode is on its way into the trash.
+            let aside = self.slot_name(at);
+            if staged.is_some_and(|staged| there == Some(staged))
+                || self.trash().holds(&to, ino)?
+                || Place::new(&staging, &aside).ino()? == Some(ino)
             {
-                return Ok(self.applier.root.stat(to)?.map(|stat| stat.st_ino));
+                return Ok(true);
             }
         }
-        Ok(None)
+        Ok(false)
     }
 
     /// Puts what waits in a slot back where it was taken from.

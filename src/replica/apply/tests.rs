@@ -36,8 +36,11 @@ impl World {
         world.file("over", "a file");
         world.file("from/deep/x", "x");
         world.file("from/y", "y");
+        world.file("from/z", "z of from");
         world.file("empty/last", "z");
         world.file("meta", "m");
+        world.file("draft", "draft");
+        world.file("name", "a name");
         world
     }
 
@@ -166,7 +169,14 @@ fn show(base: &Path, dir: &Path, found: &mut BTreeMap<String, String>) {
     }
 }
 
-const CONTENTS: [&str; 4] = ["new", "child", "moved and edited", "kept aside"];
+const CONTENTS: [&str; 6] = [
+    "new",
+    "child",
+    "moved and edited",
+    "kept aside",
+    "final",
+    "the next",
+];
 
 fn path(at: &str) -> RelPath {
     RelPath::new(at).unwrap()
@@ -228,8 +238,12 @@ fn everything(world: &World) -> Vec<Op> {
         park("from", 2),
         park("swap1", 0),
         park("swap2", 1),
+        park("draft", 4),
+        park("name", 5),
         unpark(0, "swap2"),
         unpark(1, "swap1"),
+        unpark(4, "final"),
+        unpark(5, "names"),
         unpark(2, "to"),
         unpark(3, "to/elsewhere"),
         Op::MakeDir {
@@ -247,6 +261,16 @@ fn everything(world: &World) -> Vec<Op> {
         },
         put("over/child", "child", Expect::Absent),
         put("edit", "new", Expect::Entry(world.entry("edit"))),
+        put("final", "final", Expect::Entry(world.entry("draft"))),
+        put("draft", "the next", Expect::Absent),
+        Op::Remove {
+            path: path("names"),
+            expect: world.entry("name"),
+        },
+        Op::MakeDir {
+            path: path("names"),
+            entry: new_dir(0o755),
+        },
         put(
             "to/elsewhere/x",
             "moved and edited",
@@ -272,6 +296,10 @@ fn everything(world: &World) -> Vec<Op> {
             expect: world.entry("gone"),
         },
         Op::Remove {
+            path: path("to/z"),
+            expect: world.entry("from/z"),
+        },
+        Op::Remove {
             path: path("empty/last"),
             expect: world.entry("empty/last"),
         },
@@ -288,6 +316,9 @@ fn everything(world: &World) -> Vec<Op> {
 fn afterwards() -> BTreeMap<String, String> {
     [
         ("edit", "new"),
+        ("final", "final"),
+        ("draft", "the next"),
+        ("names", "dir 755"),
         ("swap1", "two"),
         ("swap2", "one"),
         ("over", "dir 755"),
@@ -320,7 +351,10 @@ fn check_after_everything(world: &World, context: &str) {
     let trash = world.kept("trash");
     for (path, content) in [
         ("edit", "old"),
+        ("final", "draft"),
+        ("names", "a name"),
         ("gone", "bye"),
+        ("to/z", "z of from"),
         ("over", "a file"),
         ("to/elsewhere/x", "x"),
         ("empty/last", "z"),
@@ -341,6 +375,9 @@ fn check_after_everything(world: &World, context: &str) {
             // What was only moved was never observed here, and is known by nobody.
             let placed = [
                 "edit",
+                "final",
+                "draft",
+                "names",
                 "made",
                 "made/child",
                 "over",
@@ -484,7 +521,7 @@ fn what_the_user_changed_diverges_and_the_rest_goes_on() {
     let outcome = world.apply(&ops);
     let diverged: Vec<u32> = outcome.diverged.iter().map(|d| d.op).collect();
     // Parking and placing swap1, what depends on either, and each step of its own.
-    assert_eq!(diverged, [2, 4, 5, 8, 9, 10, 11, 12, 13, 15, 16, 17]);
+    assert_eq!(diverged, [2, 6, 7, 12, 13, 14, 15, 16, 17, 23, 24, 25]);
     let shown = world.show();
     for (path, content) in [
         ("edit", "the user's"),
