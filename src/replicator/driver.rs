@@ -454,11 +454,15 @@ impl Driver {
             status.halt_reason.clone_from(&round.braked);
             self.problems.0.clone_from(&round.problems);
             status.problems = self.problems();
-            for path in round.plan.decisions.keys() {
-                self.resolutions.remove(path);
-            }
+            // An order that came while the round was under way is for the next one.
+            self.resolutions.retain(|path, side| {
+                round.resolutions.get(path) != Some(side)
+                    || !round.plan.decisions.contains_key(path)
+            });
             if round.braked.is_none() && round.gathering.is_none() {
-                self.resume = None;
+                if round.resume == self.resume {
+                    self.resume = None;
+                }
                 self.context.scanned = false;
             }
         }

@@ -256,6 +256,12 @@ struct Flush {
     n: u64,
     token: u64,
     drained: bool,
+    /// The news that counts: everything that was stored when it began, and when its drain
+    /// was answered.
+    news: u64,
+    /// Once its changes and news have gone through a round: how many batches had been
+    /// applied by then. All of those must be durable.
+    batches: Option<u64>,
     /// How many more lost links it lives through.
     attempts: u32,
 }
@@ -291,11 +297,18 @@ pub struct Machine {
     durable: u64,
     /// Since when there is something to look at, and when that was last confirmed.
     dirty: Option<(Now, Now)>,
+    /// How many times there was news beside local changes; how many of those the round that
+    /// is under way takes in, and how many went through a round that ended well.
+    news: u64,
+    news_planned: u64,
+    news_done: u64,
     retry: Option<(Now, Duration)>,
     /// When to look again at what could not be read. Nobody waits for that.
     relook: Option<Now>,
     /// Batches that were applied and are not yet durable, with their cuts.
     undurable: VecDeque<(Id, u64)>,
+    /// How many batches were applied so far.
+    applied: u64,
     flushes: Vec<Flush>,
     last_error: Option<String>,
     commands: Vec<Command>,
@@ -321,9 +334,13 @@ impl Machine {
             cursor,
             durable,
             dirty: None,
+            news: 0,
+            news_planned: 0,
+            news_done: 0,
             retry: None,
             relook: None,
             undurable: VecDeque::new(),
+            applied: 0,
             flushes: Vec::new(),
             last_error: None,
             commands: Vec::new(),
@@ -421,13 +438,13 @@ impl Machine {
             }
             Event::Stored { news, complete } => {
                 if news {
-                    self.touch();
+                    self.take_news();
                 }
                 if complete && matches!(self.link, Link::Reporting) {
                     self.link = Link::Up;
                     self.attempts = 0;
                     self.last_error = None;
-                    self.touch();
+                    self.take_news();
                     for flush in 0..self.flushes.len() {
                         self.drain(flush);
                     }
@@ -455,6 +472,7 @@ impl Machine {
             Event::Accepted(n) => {
                 if matches!(self.round, Round::Accepting) {
                     self.round = Round::Idle;
+                    self.news_done = self.news_planned;
                     self.advance(n);
                     self.commands.push(Command::EndRound);
                 }
@@ -494,6 +512,8 @@ impl Machine {
                     n,
                     token: 0,
                     drained: false,
+                    news: self.news,
+                    batches: None,
                     attempts,
                 });
                 self.retry_now();
@@ -531,20 +551,22 @@ impl Machine {
             }
             _ => {}
         }
-        if matches!((&self.link, &self.round), (Link::Up, Round::Idle)) {
-            if self.round_due().is_some_and(|due| due <= self.now) {
-                self.dirty = None;
-                self.relook = None;
-                self.retry = self
-                    .retry
-                    .filter(|(at, _)| *at > self.now)
-                    .or(self.retry.map(|(_, pause)| (Duration::MAX, pause)));
-                self.round = Round::Planning;
-                let agree = self.durable < self.cursor && self.undurable.is_empty();
-                self.commands.push(Command::Plan { agree });
-            } else {
-                self.finish_flushes();
-            }
+        if matches!(self.link, Link::Up) {
+            self.finish_flushes();
+        }
+        if matches!((&self.link, &self.round), (Link::Up, Round::Idle))
+            && self.round_due().is_some_and(|due| due <= self.now)
+        {
+            self.dirty = None;
+            self.relook = None;
+            self.retry = self
+                .retry
+                .filter(|(at, _)| *at > self.now)
+                .or(self.retry.map(|(_, pause)| (Duration::MAX, pause)));
+            self.news_planned = self.news;
+            self.round = Round::Planning;
+            let agree = self.durable < self.cursor && self.undurable.is_empty();
+            self.commands.push(Command::Plan { agree });
         }
     }
 
@@ -600,6 +622,7 @@ impl Machine {
                     && planned.batch == batch
                 {
                     self.undurable.push_back((batch, planned.n));
+                    self.applied += 1;
                     if !diverged.is_empty() {
                         self.last_error = diverged.first().map(|first| first.reason.clone());
                         self.put_off();
@@ -653,8 +676,12 @@ impl Machine {
             }
             ToMount::FetchFailed { request, reason } => self.fetched(request, Err(reason)),
             ToMount::Drained { token } => {
+                // What the agent reported before has been stored by now.
                 for flush in &mut self.flushes {
-                    flush.drained |= flush.token == token;
+                    if flush.token == token {
+                        flush.drained = true;
+                        flush.news = self.news;
+                    }
                 }
             }
             ToMount::Closing { reason } => {
@@ -804,24 +831,33 @@ impl Machine {
         }
     }
 
+    /// Answers the flushes whose changes and news have gone through a round, and whose
+    /// batches are durable. Nothing that came later holds one up.
     fn finish_flushes(&mut self) {
         // What has been tried in vain for a while is a problem, which is reported, and
-        // nothing to wait for.
-        let hopeless = |(at, pause): (Now, Duration)| at > self.now && pause >= HOPELESS;
-        if self.dirty.is_some() || !self.retry.is_none_or(hopeless) {
-            return;
-        }
-        let (cursor, durable) = (self.cursor, self.durable);
-        let done = |flush: &Flush| flush.drained && cursor >= flush.n && durable >= flush.n;
-        if self.undurable.is_empty() {
-            for flush in self.flushes.iter().filter(|flush| done(flush)) {
-                self.commands.push(Command::FlushDone {
-                    id: flush.id,
-                    reached: true,
-                });
+        // nothing to wait for. What is being tried again is waited for.
+        let retrying = self
+            .retry
+            .is_some_and(|(at, pause)| at == Duration::MAX || at <= self.now || pause < HOPELESS);
+        let durable_batches = self.applied - self.undurable.len() as u64;
+        let (cursor, durable, news) = (self.cursor, self.durable, self.news_done);
+        for flush in &mut self.flushes {
+            let settled = flush.drained && cursor >= flush.n && news >= flush.news && !retrying;
+            if settled {
+                flush.batches.get_or_insert(self.applied);
             }
-            self.flushes.retain(|flush| !done(flush));
         }
+        let done = |flush: &Flush| {
+            let batches = flush.batches;
+            durable >= flush.n && batches.is_some_and(|batches| durable_batches >= batches)
+        };
+        for flush in self.flushes.iter().filter(|flush| done(flush)) {
+            self.commands.push(Command::FlushDone {
+                id: flush.id,
+                reached: true,
+            });
+        }
+        self.flushes.retain(|flush| !done(flush));
     }
 
     fn drain(&mut self, flush: usize) {
@@ -829,6 +865,7 @@ impl Machine {
         if let Some(flush) = self.flushes.get_mut(flush) {
             flush.token = token;
             flush.drained = false;
+            flush.batches = None;
             self.commands.push(Command::Send(ToAgent::Drain { token }));
         }
     }
@@ -836,6 +873,12 @@ impl Machine {
     fn token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
+    }
+
+    /// Something is to be looked at that no number of a local change tells of.
+    fn take_news(&mut self) {
+        self.news += 1;
+        self.touch();
     }
 
     fn touch(&mut self) {
@@ -877,6 +920,10 @@ impl Machine {
         if !matches!(self.link, Link::Down { .. } | Link::Halted { .. }) {
             self.commands.push(Command::Disconnect);
         }
+        if let Some((_, n)) = self.undurable.front() {
+            // Whether these became durable will never be told: the next agreement tells.
+            self.durable = self.durable.min(n.saturating_sub(1));
+        }
         self.undurable.clear();
         self.dirty = None;
         self.retry = None;
@@ -889,6 +936,7 @@ impl Machine {
         let mut until = self.now + pause + pause.mul_f64(spread as f64 / 1000.0);
         for flush in &mut self.flushes {
             flush.drained = false;
+            flush.batches = None;
             match flush.attempts.checked_sub(1) {
                 Some(left) => {
                     flush.attempts = left;

@@ -142,6 +142,10 @@ pub struct Round {
     pub placed: HashMap<RelPath, (Ino, u64)>,
     /// Whether anything was left over by earlier rounds.
     pub had_unsettled: bool,
+    /// What it was told about deletions that a brake held back.
+    pub resume: Option<Resume>,
+    /// What it was told about conflicts.
+    pub resolutions: HashMap<RelPath, Side>,
 }
 
 /// Takes a cut, gathers what may differ, and decides.
@@ -227,6 +231,8 @@ pub fn plan(
         &snapshot, peer, cut, decided, scope, found, resolved, braked,
     )?;
     round.gathering = gathering;
+    round.resume = orders.resume;
+    round.resolutions.clone_from(&orders.resolutions);
     round.had_unsettled = !unsettled.is_empty();
     let planned = summarise(&mut round, &snapshot, orders)?;
     round
@@ -545,6 +551,8 @@ fn assemble(
         refused: BTreeSet::new(),
         placed: HashMap::new(),
         had_unsettled: false,
+        resume: None,
+        resolutions: HashMap::new(),
     })
 }
 
