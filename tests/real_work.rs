@@ -335,14 +335,8 @@ fn cargo_build(sandbox: &Sandbox, tree: &Path) {
 
 /// "The peer's copy passes `git fsck` also when the link is cut at twenty random moments of
 /// a rebase." And a database next to its log is a crash image, not a mixture.
-///
-/// Under `./test --long` only, for now: next to a database that is written without pause,
-/// flush does not come to an end in time, because a changed file is still sent whole.
 #[test]
 fn real_work_cut_at_twenty_moments_of_a_rebase() {
-    if std::env::var_os("MIRRORFS_TEST_LONG").is_none() {
-        return;
-    }
     let desk = Desk::new();
     let sandbox = &desk.sandbox;
     desk.clone_origin();

@@ -331,10 +331,6 @@ fn a_file_appended_to_all_the_time_shows_its_moments() {
 /// A writer that never pauses starves neither flush nor the rest of the tree.
 #[test]
 fn a_writer_that_never_pauses_does_not_starve_flush() {
-    // Flush still waits for a pause now and then: under --long until it does not.
-    if std::env::var_os("MIRRORFS_TEST_LONG").is_none() {
-        return;
-    }
     let sandbox = Sandbox::new();
     sandbox.mount();
     let done = AtomicBool::new(false);
