@@ -15,6 +15,9 @@ use super::table::STAGING;
 use super::{Caller, Filesystem, Found, Result};
 use crate::tree::{Ino, RESERVED};
 
+/// Bytes for at least one name of a directory, however long.
+const PRIMING: usize = 512;
+
 /// One name of a listing.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed<'a> {
@@ -36,6 +39,20 @@ pub struct ListedPlus<'a> {
     pub listed: Listed<'a>,
     /// The attributes, unless it is `.` or `..`.
     pub attributes: Option<Attributes>,
+}
+
+/// Reads the first name of a directory that was just opened.
+///
+/// The kernel may ask for what comes after the last name first: the descriptor that had
+/// told of the others was closed meanwhile. On ext4 a descriptor whose first read is there
+/// shows an empty directory from then on, also from the start: the position of that read
+/// is not noted, so going back to 0 is not seen as a change.
+fn prime(directory: &OwnedFd) -> Result<()> {
+    let mut buffer = [MaybeUninit::uninit(); PRIMING];
+    match RawDir::new(directory, &mut buffer).next() {
+        Some(Err(error)) => Err(error),
+        Some(Ok(_)) | None => Ok(()),
+    }
 }
 
 impl Filesystem {
@@ -197,6 +214,7 @@ impl Filesystem {
             OFlags::RDONLY | OFlags::DIRECTORY,
             Mode::empty(),
         )?;
+        prime(&opened)?;
         Ok(self.descriptors.put(ino, Use::Read, opened))
     }
 
