@@ -447,10 +447,25 @@ impl PeerIndex {
 
     /// Forgets tombstones up to a revision that the other side has taken in.
     pub fn forget_tombstones(&mut self, up_to: u64) -> Result<(), IndexError> {
-        self.run(
-            "DELETE FROM row WHERE kind IS NULL AND rev <= ?1",
-            params![signed(up_to)],
-        )
+        if up_to <= self.forgotten()? {
+            return Ok(());
+        }
+        self.transaction(Durable::Process, |index| {
+            index.run(
+                "DELETE FROM row WHERE kind IS NULL AND rev <= ?1",
+                params![signed(up_to)],
+            )?;
+            index.set_meta("forgotten", &up_to.to_le_bytes())
+        })
+    }
+
+    /// Up to which revision tombstones have been forgotten. Whoever has not taken in as
+    /// much learns of those deletions only from a report of the whole tree.
+    pub fn forgotten(&self) -> Result<u64, IndexError> {
+        match self.meta("forgotten")? {
+            Some(bytes) => self.decode_u64(&bytes),
+            None => Ok(0),
+        }
     }
 
     /// The last agreement that the directory holds.

@@ -124,7 +124,17 @@ fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
     // Without an agreement in common the other side forgets what it knew of this one, so
     // that news since then would be taken for everything there is.
     let shared = agreement.is_some() && [hello.agreement, hello.proposed].contains(&agreement);
-    let whole = !shared || hello.seen.is_none_or(|seen| seen.epoch != index.epoch());
+    let forgotten = index.forgotten()?;
+    let whole = !shared
+        || hello
+            .seen
+            .is_none_or(|seen| seen.epoch != index.epoch() || seen.rev < forgotten);
+    // Deletions that the other side knows of, or learns of from a report of everything.
+    let known = match hello.seen {
+        Some(seen) if !whole => seen.rev,
+        _ => index.rev(),
+    };
+    index.forget_tombstones(known)?;
     let answer = AgentHello {
         protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
         features: Vec::new(),

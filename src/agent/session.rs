@@ -35,6 +35,9 @@ const OUTGOING: usize = 16;
 /// times as long as the scan took.
 const SCAN_EVERY: Duration = Duration::from_secs(2);
 const SCAN_SHARE: u32 = 10;
+/// After how many revisions deletions that the other side knows of are forgotten. At the
+/// beginning of a session they are in any case.
+const FORGET_EVERY: u64 = 50_000;
 /// How long the last words may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -306,8 +309,20 @@ impl Engine {
                 Ok(())
             }
             ToAgent::Commit {
-                batch, agreement, ..
-            } => self.commit(batch, agreement),
+                batch,
+                agreement,
+                seen,
+            } => {
+                let index = &mut self.observer.index;
+                if seen.epoch == index.epoch()
+                    && seen.rev <= index.rev()
+                    && seen.rev >= index.forgotten()? + FORGET_EVERY
+                {
+                    self.observer.commit()?;
+                    self.observer.index.forget_tombstones(seen.rev)?;
+                }
+                self.commit(batch, agreement)
+            }
             ToAgent::Fetch {
                 request,
                 path,

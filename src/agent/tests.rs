@@ -441,6 +441,32 @@ fn what_the_user_does_is_reported() {
     mount.hang_up().unwrap();
 }
 
+/// Deletions are remembered for as long as somebody has to be told of them. Who comes back
+/// from an older state than that (restored from a copy, say) is told everything.
+#[test]
+fn deletions_that_were_told_are_forgotten() {
+    let peer = Peer::new();
+    peer.write("stays", "s");
+    peer.write("goes", "g");
+    let (mut mount, _) = peer.meet(None);
+    assert!(mount.apply(1, &[], &[]).is_empty());
+    let before = mount.upto;
+    mount.hang_up().unwrap();
+    fs::remove_file(peer.path("goes")).unwrap();
+    let (mount, answer) = peer.meet_again(before, 1);
+    assert!(!answer.whole);
+    let after = mount.upto;
+    mount.hang_up().unwrap();
+    // The deletion has been taken in. Nobody needs it any more.
+    let (mount, answer) = peer.meet_again(after, 1);
+    assert!(!answer.whole);
+    mount.hang_up().unwrap();
+    let (mount, answer) = peer.meet_again(before, 1);
+    assert!(answer.whole, "the deletion would never be told");
+    assert_eq!(mount.seen.keys().collect::<Vec<_>>(), ["stays"]);
+    mount.hang_up().unwrap();
+}
+
 #[test]
 fn what_happened_meanwhile_is_reported_on_return() {
     let peer = Peer::new();
