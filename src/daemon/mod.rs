@@ -20,6 +20,7 @@ pub mod service;
 pub mod site;
 pub mod state;
 pub mod status;
+mod upkeep;
 
 pub use exit::Exit;
 pub use failure::{Failure, OrFail};

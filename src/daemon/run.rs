@@ -15,6 +15,7 @@ use super::peers::Peers;
 use super::service::{Service, Stop, blocking};
 use super::site::{Order, Site, local_tree};
 use super::state::Record;
+use super::upkeep::keep_up;
 use crate::door::Door;
 use crate::fuse::{self, Mount, MountOptions};
 use parking_lot::Mutex;
@@ -102,6 +103,7 @@ async fn attend(
         let service = Arc::clone(&service);
         async move { server.serve(service).await }
     });
+    let upkeep = tokio::spawn(keep_up(site.journal.clone()));
     let mut ended = watch(mount)?;
 
     say.announce(Announcement::Ready(ready(&site)?));
@@ -153,6 +155,7 @@ async fn attend(
     std::mem::take(&mut *service.peers.write().await)
         .stop()
         .await;
+    upkeep.abort();
     let journal = site.journal.clone();
     let closed = blocking(move || {
         journal

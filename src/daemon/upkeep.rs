@@ -1,0 +1,112 @@
+//! What a daemon does from time to time so that nothing grows without bound.
+
+use std::time::Duration;
+
+use mirrorfs_journal::{Durability, Journal};
+
+use super::service::blocking;
+use super::{Failure, OrFail};
+use crate::tree::Timestamp;
+
+/// How often.
+const EVERY: Duration = Duration::from_secs(3600);
+
+/// What of the past the journal keeps.
+#[derive(Clone, Copy, Debug)]
+struct Retention {
+    /// So many of the newest changes in any case.
+    least: u64,
+    /// At most so many, as far as the peers have them.
+    most: u64,
+    /// Nothing that is older than this, in seconds.
+    age: i64,
+}
+
+/// 30 days, like the trash. A change takes about a hundred bytes.
+const RETENTION: Retention = Retention {
+    least: 10_000,
+    most: 1_000_000,
+    age: 30 * 24 * 3600,
+};
+
+/// How many changes go in one transaction, which holds up the journal's writer.
+const AT_ONCE: u64 = 5_000;
+
+/// Works until the task is dropped.
+pub(super) async fn keep_up(journal: Journal) {
+    let mut due = tokio::time::interval(EVERY);
+    loop {
+        due.tick().await;
+        let journal = journal.clone();
+        match blocking(move || compact(&journal, RETENTION, Timestamp::now())).await {
+            Ok(0) => {}
+            Ok(forgotten) => tracing::debug!(forgotten, "compacted the journal"),
+            // The next hour is another chance.
+            Err(failure) => tracing::warn!("{failure}"),
+        }
+    }
+}
+
+/// Forgets the changes that nobody needs any more: those every peer has that are old or
+/// beyond a number. Returns how many went.
+fn compact(journal: &Journal, retention: Retention, now: Timestamp) -> Result<u64, Failure> {
+    let old = Timestamp {
+        secs: now.secs - retention.age,
+        nanos: 0,
+    };
+    let mut forgotten = 0;
+    for (before, keep) in [(old, retention.least), (now, retention.most)] {
+        loop {
+            let gone = journal
+                .update(Durability::Normal, move |update| {
+                    update.compact(before, keep, AT_ONCE)
+                })
+                .or_fail(|| "cannot compact the journal".into())?;
+            if gone == 0 {
+                break;
+            }
+            forgotten += gone;
+        }
+    }
+    Ok(forgotten)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::tests::Fixture;
+
+    #[test]
+    fn the_past_is_bounded_by_age_and_by_number() {
+        let t = Fixture::new();
+        for number in 0..50 {
+            t.create(t.root(), &format!("f{number}"), b"");
+        }
+        let journal = t.journal.clone();
+        let kept = || {
+            let snapshot = journal.snapshot().unwrap();
+            snapshot.n() - snapshot.compacted().unwrap()
+        };
+        let retention = Retention {
+            least: 10,
+            most: 1000,
+            age: 100,
+        };
+        let in_seconds = |secs| Timestamp {
+            secs: Timestamp::now().secs + secs,
+            nanos: 0,
+        };
+        t.fs.fsync(t.root(), false).unwrap();
+        assert_eq!(compact(&journal, retention, in_seconds(1)).unwrap(), 0);
+        let few = Retention {
+            most: 30,
+            ..retention
+        };
+        assert!(compact(&journal, few, in_seconds(1)).unwrap() > 0);
+        assert_eq!(kept(), 30, "too many");
+        assert!(compact(&journal, retention, in_seconds(101)).unwrap() > 0);
+        assert_eq!(kept(), 10, "too old");
+        // What is known of the tree does not depend on it.
+        t.assert_captured();
+    }
+}
