@@ -4,7 +4,6 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +22,10 @@ use crate::fs::Filesystem;
 use crate::tree::Ino;
 
 const DEVICE: &str = "/dev/fuse";
+
+/// What the mount says it is made from. No path: programs look at those of all mounts
+/// (mkfs.btrfs does), and fail where the mount is another user's, or dead.
+const SOURCE: &str = "mirrorfs";
 
 /// What went wrong with a mount.
 #[derive(Debug, thiserror::Error)]
@@ -147,8 +150,7 @@ pub fn mount(
     let fuse = if options.privileged {
         mount_privileged(&filesystem, &options)?
     } else {
-        let fsname = escape(&dir.to_string_lossy());
-        let text = format!("default_permissions,subtype=mirrorfs,fsname={fsname}");
+        let text = format!("default_permissions,subtype=mirrorfs,fsname={SOURCE}");
         fusermount::mount(&dir, &text).map_err(mount_failed)?
     };
     // Whatever fails from here on must not leave a mount that nobody serves.
@@ -190,14 +192,8 @@ fn mount_privileged(
     // By its descriptor: whatever happens to the path meanwhile, it is the directory
     // that was opened that gets covered.
     let target = format!("/proc/self/fd/{}", lower.root().as_fd().as_raw_fd());
-    rustix::mount::mount(
-        lower.dir().as_os_str().as_bytes(),
-        target,
-        "fuse.mirrorfs",
-        flags,
-        data.as_c_str(),
-    )
-    .map_err(|error| failed(error.into()))?;
+    rustix::mount::mount(SOURCE, target, "fuse.mirrorfs", flags, data.as_c_str())
+        .map_err(|error| failed(error.into()))?;
     Ok(fuse)
 }
 
@@ -373,11 +369,6 @@ pub(super) fn detach(dir: &Path, privileged: bool) -> io::Result<()> {
     } else {
         fusermount::unmount(dir, true)
     }
-}
-
-/// Commas separate options, and a backslash escapes them.
-fn escape(value: &str) -> String {
-    value.replace('\\', "\\\\").replace(',', "\\,")
 }
 
 /// Unlinked files keep a descriptor each until the kernel forgets them.

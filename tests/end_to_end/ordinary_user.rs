@@ -47,6 +47,23 @@ fn an_ordinary_user_mounts_works_and_unmounts() {
     assert!(found.is_empty(), "{found:?}");
 }
 
+/// Programs of other users look at what all mounts are made from, as mkfs.btrfs does.
+/// They must not be led to a path in a mount that lets nobody else in.
+#[test]
+fn the_mount_does_not_get_in_other_users_way() {
+    let sandbox = Sandbox::of_ordinary_user();
+    sandbox.mount();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let tree = sandbox.tree().display().to_string();
+    let sources: Vec<_> = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .filter(|fields| fields[1] == tree)
+        .map(|fields| fields[0])
+        .collect();
+    assert_eq!(sources, ["mirrorfs"]);
+}
+
 /// "A read-only file that its creator still writes to (Git's objects) must work for an
 /// unprivileged daemon too."
 #[test]
