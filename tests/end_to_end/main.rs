@@ -13,6 +13,7 @@ mod support;
 
 mod conflict;
 mod crash;
+mod filesystems;
 mod first_contact;
 mod flush;
 mod harness;
