@@ -45,6 +45,12 @@ pub enum Decision {
     Hold(Held),
 }
 
+impl Decision {
+    fn makes_directory(&self) -> bool {
+        matches!(self, Self::Agree { result: Some(entry), .. } if entry.content == Content::Directory)
+    }
+}
+
 /// Names with their three legs and what is to be done about each.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
@@ -120,11 +126,7 @@ fn keep_parents(plan: &mut Plan) {
         }
     }
     for blocker in blocked {
-        for (path, (_, decision)) in plan.decisions.range_mut(blocker.clone()..) {
-            if *path != blocker && path.starts_with(&blocker) {
-                *decision = Decision::Hold(Held::BelowConflict);
-            }
-        }
+        plan.hold_below(&blocker, Held::BelowConflict);
     }
 }
 
@@ -188,6 +190,28 @@ impl Plan {
         self.undo(|sides| &sides.remote);
     }
 
+    /// Ends the conflict at a path in favour of the mounted side: below it too, where one
+    /// of the sides has a directory and the other has not.
+    pub fn settle_for_local(&mut self, path: &RelPath) {
+        self.settle(path, |sides| &sides.local);
+    }
+
+    /// Ends the conflict at a path in favour of the peer, likewise.
+    pub fn settle_for_remote(&mut self, path: &RelPath) {
+        self.settle(path, |sides| &sides.remote);
+    }
+
+    fn settle(&mut self, path: &RelPath, winner: impl Fn(&Sides) -> &Option<Entry>) {
+        for (at, (sides, decision)) in self.decisions.range_mut(path.clone()..) {
+            if at.starts_with(path) {
+                *decision = Decision::Agree {
+                    result: winner(sides).clone(),
+                    note: None,
+                };
+            }
+        }
+    }
+
     fn undo(&mut self, keeper: impl Fn(&Sides) -> &Option<Entry>) {
         for (sides, decision) in self.decisions.values_mut() {
             if let Decision::Agree {
@@ -198,12 +222,38 @@ impl Plan {
                 result.clone_from(keeper(sides));
             }
         }
+        // What comes back may lie where the other side has a file by now.
+        keep_parents(self);
     }
 
     fn brake(&mut self, concerned: impl Fn(&Sides) -> bool) {
-        for (sides, decision) in self.decisions.values_mut() {
+        let mut held = Vec::new();
+        for (path, (sides, decision)) in &mut self.decisions {
             if matches!(decision, Decision::Agree { result: None, .. }) && concerned(sides) {
                 *decision = Decision::Hold(Held::Brake);
+                held.push(path.clone());
+            }
+        }
+        // What stays keeps its directories, also from becoming something else.
+        for path in held {
+            let mut at = path.parent();
+            while let Some(parent) = at {
+                if let Some((_, decision @ Decision::Agree { .. })) =
+                    self.decisions.get_mut(&parent)
+                    && !decision.makes_directory()
+                {
+                    *decision = Decision::Hold(Held::Brake);
+                    self.hold_below(&parent, Held::Brake);
+                }
+                at = parent.parent();
+            }
+        }
+    }
+
+    fn hold_below(&mut self, above: &RelPath, why: Held) {
+        for (path, (_, decision)) in self.decisions.range_mut(above.clone()..) {
+            if path != above && path.starts_with(above) {
+                *decision = Decision::Hold(why);
             }
         }
     }
