@@ -271,7 +271,17 @@ impl Apply<'_> {
             self.misfit("the last name of a node was replaced, but others are recorded")?;
             self.remove_node(old)?;
         }
+        self.release_artefact(node)?;
         self.set_entry(to, node)
+    }
+
+    /// What somebody gave another name is no longer the artefact on record: it is a file
+    /// like any other.
+    fn release_artefact(&self, node: i64) -> Result<(), Error> {
+        self.run(
+            "UPDATE node SET artefact = 0 WHERE id = ?1 AND artefact",
+            [node],
+        )
     }
 
     /// The node that a rename moved: by its inode number, or else what was recorded
@@ -325,6 +335,8 @@ impl Apply<'_> {
         }
         self.log(code, one, None, Some(second.name))?;
         self.log(code, two, None, Some(first.name))?;
+        self.release_artefact(one)?;
+        self.release_artefact(two)?;
         self.set_entry(first, two)?;
         self.set_entry(second, one)
     }

@@ -367,3 +367,68 @@ fn compaction_keeps_what_a_lagging_peer_needs() {
     let (_, start) = Journal::open(dir.path()).unwrap();
     assert_eq!(start.last, 100);
 }
+
+/// "Known by record": what somebody gave another name is not the artefact on record.
+#[test]
+fn an_artefact_that_is_renamed_is_one_no_more() {
+    let (_dir, journal) = opened();
+    let recorder = journal.recorder();
+    let attr = Attr {
+        kind: Kind::File,
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        mtime: Timestamp::default(),
+        ctime: Timestamp::default(),
+    };
+    let (root, names) = (Ino(1), [b"one", b"two"]);
+    let make = |number: u64, name: &[u8]| {
+        let change = Change::Create {
+            parent: root,
+            name: name.to_vec(),
+            ino: Ino(number),
+            attr,
+            target: None,
+        };
+        recorder.record(Origin::Local, change).unwrap();
+    };
+    make(11, names[0]);
+    make(12, names[1]);
+    let mark = |artefact: bool| {
+        update(&journal, move |update| {
+            for ino in [Ino(11), Ino(12)] {
+                let node = update.node_by_ino(ino)?.unwrap();
+                update.set_artefact(node.id, artefact)?;
+            }
+            Ok(())
+        });
+    };
+    let artefacts = || {
+        let snapshot = journal.snapshot().unwrap();
+        [Ino(11), Ino(12)].map(|ino| snapshot.node_by_ino(ino).unwrap().unwrap().artefact)
+    };
+    mark(true);
+    assert_eq!(artefacts(), [true, true]);
+    let renamed = Change::Rename {
+        parent: root,
+        name: names[0].to_vec(),
+        new_parent: root,
+        new_name: b"three".to_vec(),
+        ino: Ino(11),
+        replaced: None,
+    };
+    recorder.record(Origin::Local, renamed).unwrap();
+    assert_eq!(artefacts(), [false, true]);
+    mark(true);
+    let exchanged = Change::Exchange {
+        parent: root,
+        name: b"three".to_vec(),
+        ino: Ino(11),
+        new_parent: root,
+        new_name: names[1].to_vec(),
+        other: Ino(12),
+    };
+    recorder.record(Origin::Local, exchanged).unwrap();
+    assert_eq!(artefacts(), [false, false]);
+}

@@ -9,13 +9,13 @@ use crate::support::{
 };
 
 /// A mounted tree with a peer behind a link, both the same: `notes` and `other`.
-struct Pair {
-    sandbox: Sandbox,
-    server: Server,
+pub(crate) struct Pair {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) server: Server,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut sandbox = Sandbox::new();
         let server = Server::start(&mut sandbox);
         sandbox.sh(
@@ -28,27 +28,27 @@ impl Pair {
     }
 
     /// Runs a script on each side while neither hears of the other.
-    fn apart(&self, here: &str, there: &str) {
+    pub(crate) fn apart(&self, here: &str, there: &str) {
         self.server.link.refuse();
         self.sandbox.sh(&self.sandbox.tree(), here);
         self.sandbox.sh(&self.sandbox.peer(), there);
         self.server.link.restore();
     }
 
-    fn here(&self, path: &str) -> PathBuf {
+    pub(crate) fn here(&self, path: &str) -> PathBuf {
         self.sandbox.tree().join(path)
     }
 
-    fn there(&self, path: &str) -> PathBuf {
+    pub(crate) fn there(&self, path: &str) -> PathBuf {
         self.sandbox.peer().join(path)
     }
 
-    fn copies(&self) -> Vec<PathBuf> {
+    pub(crate) fn copies(&self) -> Vec<PathBuf> {
         self.sandbox.conflict_copies(&self.here("dir"))
     }
 }
 
-fn text(path: impl AsRef<Path>) -> String {
+pub(crate) fn text(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
@@ -351,4 +351,36 @@ fn a_conflict_of_the_longest_name_keeps_both() {
     assert_eq!(copies.len(), 1, "{copies:?}");
     assert_eq!(text(&copies[0]), "theirs\n");
     assert_eq!(text(pair.here(&name)), "mine\n");
+}
+
+/// Taking the peer's version the way one would with any two files: the copy is moved over
+/// the file, and edited further. It is the file from then on, and not an artefact that
+/// stays local and that the peer's version would replace.
+#[test]
+fn moving_the_copy_over_the_file_takes_the_peers_version() {
+    let pair = Pair::new();
+    pair.apart("echo mine >dir/notes", "echo theirs >dir/notes");
+    pair.sandbox.try_flush().expect_code(3);
+    pair.apart(
+        "cd dir; mv notes.remote.*.conflict notes; echo more >>notes",
+        "true",
+    );
+    pair.sandbox.flush();
+    assert_eq!(text(pair.here("dir/notes")), "theirs\nmore\n");
+    assert_eq!(text(pair.there("dir/notes")), "theirs\nmore\n");
+    assert_same(&pair.sandbox.tree(), &pair.sandbox.peer());
+}
+
+/// Keeping both by hand: under another name the copy is a file like any other.
+#[test]
+fn a_copy_under_another_name_is_mirrored() {
+    let pair = Pair::new();
+    pair.apart("echo mine >dir/notes", "echo theirs >dir/notes");
+    pair.sandbox.try_flush().expect_code(3);
+    pair.sandbox
+        .sh(&pair.here("dir"), "mv notes.remote.*.conflict second");
+    pair.sandbox.flush();
+    assert_eq!(text(pair.there("dir/notes")), "mine\n");
+    assert_eq!(text(pair.there("dir/second")), "theirs\n");
+    assert_same(&pair.sandbox.tree(), &pair.sandbox.peer());
 }
