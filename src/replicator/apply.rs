@@ -150,6 +150,11 @@ fn removal(path: &RelPath, node: LocalNode, round: &Round) -> (RelPath, DoorOp) 
     )
 }
 
+/// Why something is not taken in where this side has what stays local: to the rules
+/// nothing is there, and yet it is somebody's.
+const SPECIAL_IN_THE_WAY: &str =
+    "a FIFO, socket or device is in the way of what the peer has here: move it elsewhere";
+
 /// The operations of one step. Directories that the daemon itself could not write into
 /// get their mode once they are filled.
 fn translate(
@@ -159,6 +164,11 @@ fn translate(
     modes: &mut Vec<(RelPath, DoorOp)>,
 ) -> Result<Vec<DoorOp>, String> {
     let path = step.path.clone();
+    if let Some(node) = round.locals.get(&path)
+        && node.attr.kind == Kind::Special
+    {
+        return Err(SPECIAL_IN_THE_WAY.to_owned());
+    }
     let here = match round.locals.get(&path) {
         Some(node) => Expect::Node {
             ino: node.ino,

@@ -56,6 +56,30 @@ fn special_files_stay_local_and_are_listed() {
     assert_same(&sandbox.tree(), &sandbox.peer());
 }
 
+/// A FIFO here is nothing to the peer, and still it is not replaced by what the peer puts
+/// under its name: that waits until somebody makes room.
+#[test]
+fn a_special_file_is_not_replaced_by_what_the_peer_has() {
+    use std::os::unix::fs::FileTypeExt;
+    let sandbox = Sandbox::new();
+    sandbox.sh(&sandbox.tree(), "mkfifo pipe; echo x >file");
+    sandbox.mount();
+    sandbox.flush();
+    sandbox.sh(&sandbox.peer(), "echo theirs >pipe");
+    sandbox
+        .try_flush()
+        .expect_code(1)
+        .expect_said(&["pipe", "in the way", "move it elsewhere"]);
+    let kind = fs::symlink_metadata(sandbox.tree().join("pipe")).unwrap();
+    assert!(kind.file_type().is_fifo());
+    sandbox.sh(&sandbox.tree(), "mv pipe elsewhere");
+    wait_until("the peer's file arrives", PROMPT, || {
+        fs::read(sandbox.tree().join("pipe")).is_ok_and(|content| content == b"theirs\n")
+    });
+    sandbox.flush();
+    assert!(sandbox.status().problems.is_empty());
+}
+
 /// A special file on the peer stays there, and does not come in.
 #[test]
 fn special_files_of_the_peer_stay_there() {
