@@ -38,9 +38,10 @@ impl Filesystem {
             }
             Some(claim) => {
                 let trash = self
-                    .discard(directory.as_fd(), name, &found, None)
+                    .discard(directory.as_fd(), &claim.path, &found)
                     .inspect_err(|error| self.refuse(claim, &trash_failed(*error)))?;
-                if last && let Some(path) = self.child_path(parent, name) {
+                if last {
+                    let path = claim.path.clone();
                     self.table.displace(found.ino, Displaced { path, trash });
                 }
                 claim.origin

@@ -8,18 +8,19 @@ use rustix::io::Errno;
 use super::attributes::Attributes;
 use super::lower::{c_name, open_beneath};
 use super::{Filesystem, Result};
-use crate::tree::{Id, Kind};
+use crate::tree::{Id, Kind, RelPath};
 
 /// A fresh directory in the trash, for one displaced file.
 pub(super) struct TrashSlot {
+    /// Where in the slot the file goes: below the directories it had in the tree.
     directory: OwnedFd,
-    /// Where it is, from the root of the tree.
+    /// Where that is, from the root of the tree.
     pub(super) path: String,
 }
 
 impl Filesystem {
-    /// Makes a directory in the trash.
-    pub(super) fn trash_slot(&self, token: Option<&[u8]>) -> Result<TrashSlot> {
+    /// Makes a directory in the trash, with those of a path below it.
+    pub(super) fn trash_slot(&self, token: Option<&[u8]>, path: &RelPath) -> Result<TrashSlot> {
         let trash = self.lower.reserved(b"trash")?;
         let token = match token {
             Some(token) => String::from_utf8_lossy(token).into_owned(),
@@ -27,19 +28,16 @@ impl Filesystem {
         };
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         let name = format!("{now}-{token}");
-        match rustix::fs::mkdirat(&trash, &name, Mode::from_raw_mode(0o700)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error),
+        let mut directory = enter(trash.as_fd(), name.as_bytes())?;
+        let mut shown = format!(".mirrorfs/trash/{name}");
+        let parent = path.parent().unwrap_or_default();
+        for component in parent.components() {
+            directory = enter(directory.as_fd(), component)?;
+            shown = format!("{shown}/{}", String::from_utf8_lossy(component));
         }
-        let directory = open_beneath(
-            trash.as_fd(),
-            name.as_bytes(),
-            OFlags::PATH | OFlags::DIRECTORY,
-            Mode::empty(),
-        )?;
         Ok(TrashSlot {
             directory,
-            path: format!(".mirrorfs/trash/{name}"),
+            path: shown,
         })
     }
 
@@ -49,13 +47,11 @@ impl Filesystem {
     pub(super) fn discard(
         &self,
         directory: BorrowedFd<'_>,
-        name: &[u8],
+        path: &RelPath,
         found: &Attributes,
-        token: Option<&[u8]>,
     ) -> Result<String> {
-        let slot = self.trash_slot(token)?;
-        let kept = slot.take(directory, name, name, found)?;
-        Ok(kept)
+        let slot = self.trash_slot(None, path)?;
+        slot.take(directory, path.name(), path.name(), found)
     }
 }
 
@@ -118,6 +114,16 @@ impl TrashSlot {
             },
         )
     }
+}
+
+/// Opens a directory, and makes it if it is missing.
+fn enter(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+    match rustix::fs::mkdirat(directory, c_name(name)?, Mode::from_raw_mode(0o700)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    open_beneath(directory, name, flags, Mode::empty())
 }
 
 fn copy_all(source: &OwnedFd, target: &OwnedFd) -> Result<()> {

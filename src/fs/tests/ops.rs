@@ -485,6 +485,42 @@ fn the_door_is_known_by_its_number() {
     t.assert_captured();
 }
 
+/// In the trash a file lies below the directories it had, so that it can be brought back.
+#[test]
+fn what_is_displaced_keeps_its_directories() {
+    let t = Fixture::new();
+    let (d, origin) = (t.mkdir(t.root(), "d"), Origin::Peer(PeerId(1)));
+    let e = t.mkdir(d, "e");
+    let expect = |ino| Expect::Node {
+        ino,
+        unchanged_since: t.journal.recorder().last(),
+    };
+    let replaced = t.create(e, "f", b"replaced");
+    let staged = stage(&t, b"removed");
+    let op = DoorOp::Place {
+        staged: staged.clone(),
+        path: path("d/e/f"),
+        expect: expect(replaced),
+    };
+    let _placing = t.fs.register(op, origin);
+    place(&t, &staged, "d/e/f").unwrap();
+    let op = DoorOp::Remove {
+        path: path("d/e/f"),
+        expect: expect(t.find("d/e/f")),
+    };
+    assert!(matches!(
+        t.fs.carry_out(op, origin),
+        DoorResult::Done { .. }
+    ));
+    let mut kept: Vec<_> = std::fs::read_dir(t.tree.join(".mirrorfs/trash"))
+        .unwrap()
+        .map(|slot| std::fs::read(slot.unwrap().path().join("d/e/f")).unwrap())
+        .collect();
+    kept.sort();
+    assert_eq!(kept, [b"removed".as_slice(), b"replaced"]);
+    t.assert_captured();
+}
+
 #[test]
 fn the_trash_is_no_hard_link() {
     let t = Fixture::new();
