@@ -247,7 +247,10 @@ fn what_the_peer_deletes_goes_to_the_trash() {
     );
     sandbox.mount();
     sandbox.flush();
-    sandbox.sh(&sandbox.peer(), "rm deleted; echo newer >t; mv t replaced");
+    sandbox.sh(
+        &sandbox.peer(),
+        "rm deleted; echo newer >../outside/t; mv ../outside/t replaced",
+    );
     wait_until("the peer's changes arrive", PROMPT, || {
         !sandbox.tree().join("deleted").exists()
             && fs::read_to_string(sandbox.tree().join("replaced")).unwrap() == "newer\n"
