@@ -213,6 +213,15 @@ fn move_observations(update: &Update<'_>, peer: PeerId) -> Result<(), mirrorfs_j
             moves.add(from, to);
         }
     }
+    relocate_observations(update, peer, &moves)
+}
+
+/// Brings observations to where the moves have taken what they are about.
+pub(super) fn relocate_observations(
+    update: &Update<'_>,
+    peer: PeerId,
+    moves: &super::moves::Moves,
+) -> Result<(), mirrorfs_journal::Error> {
     if moves.is_empty() {
         return Ok(());
     }

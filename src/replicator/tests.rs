@@ -531,7 +531,7 @@ impl Pair {
             }
         }
         drop(snapshot);
-        let peer = self.peer;
+        let (peer, moves) = (self.peer, scope.moves.clone());
         let decided: Vec<RelPath> = scope
             .observed
             .iter()
@@ -547,6 +547,7 @@ impl Pair {
                 for path in &decided {
                     update.forget_observation(peer, path)?;
                 }
+                super::store::relocate_observations(update, peer, &moves)?;
                 update.apply_base(peer, &changes)?;
                 update.set_cursor(peer, cursor)
             })
