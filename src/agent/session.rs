@@ -3,7 +3,8 @@
 //! The reader answers pings itself, so that a long scan or a slow disk is not taken for
 //! a dead agent; everything else it hands to the engine. The writer takes what is to be
 //! sent from a bounded queue: what holds it up holds up the engine, never memory. The
-//! watch hands on the kernel's events. A fourth thread reads large files.
+//! watch hands on the kernel's events. A fourth thread reads large files. A fifth keeps
+//! the trash in bounds, beside the session.
 
 mod batches;
 mod reports;
@@ -12,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Select, Sender, bounded, never, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, bounded, never, unbounded};
 
 use super::Error;
 use super::fetch::{Fetches, Next, Request};
@@ -23,7 +24,8 @@ use super::offer::Offer;
 use super::watch::{Watched, Watches};
 use crate::replica::Staging;
 use crate::replica::look::Look;
-use crate::tree::{Agreement, RelPath};
+use crate::replica::trash::Trash;
+use crate::tree::{Agreement, RelPath, Timestamp};
 use crate::wire::frame::{FrameError, read_message, write_message};
 use crate::wire::message::{BatchId, ToAgent, ToMount};
 
@@ -38,6 +40,8 @@ const SCAN_SHARE: u32 = 10;
 /// After how many revisions deletions that the other side knows of are forgotten. At the
 /// beginning of a session they are in any case.
 const FORGET_EVERY: u64 = 50_000;
+/// How often the trash is looked through for what is to go.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 /// How long the last words may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -119,6 +123,7 @@ where
         drop(written);
     })
     .map_err(spawn)?;
+    let trash = Trash::of(&reserved)?;
     let looked = done.clone();
     thread("look", move || {
         for job in to_look {
@@ -155,6 +160,8 @@ where
         degraded: None,
         next_scan: None,
     };
+    let (session, ended) = bounded::<()>(0);
+    thread("trash", move || keep_in_bounds(&trash, &ended)).map_err(spawn)?;
     let ended = engine
         .start()
         .and_then(|()| engine.all(&incoming, &events, &dones));
@@ -166,6 +173,7 @@ where
             .out
             .send_timeout(ToMount::Closing { reason }, LAST_WORDS);
     }
+    drop(session);
     // The lock goes with the engine, before anybody is told that the session is over.
     drop(engine);
     drop(incoming);
@@ -181,6 +189,20 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<(
         .name(name.to_owned())
         .spawn(work)
         .map(|_| ())
+}
+
+/// Removes from the trash what is too old or too much, now and then every hour, until
+/// the session is over.
+fn keep_in_bounds(trash: &Trash, ended: &Receiver<()>) {
+    loop {
+        if let Err(error) = trash.expire(Timestamp::now()) {
+            tracing::warn!(%error, "cannot remove from the trash what is too old");
+        }
+        match ended.recv_timeout(EXPIRE_EVERY) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
 }
 
 fn no_watch(error: &std::io::Error) -> String {

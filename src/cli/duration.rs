@@ -1,4 +1,5 @@
-//! Durations as people write them: `500ms`, `60s`, `2m`, `1h`, or plain seconds.
+//! Durations as people write them: `500ms`, `60s`, `2m`, `1h`, `7d`, or plain
+//! seconds.
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
         "" | "s" => 1_000,
         "m" | "min" => 60_000,
         "h" => 3_600_000,
+        "d" => 24 * 3_600_000,
         _ => 0,
     };
     number
@@ -19,7 +21,7 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
         .filter(|_| milliseconds > 0)
         .and_then(|number| number.checked_mul(milliseconds))
         .map(Duration::from_millis)
-        .ok_or_else(|| "expected a duration such as 500ms, 60s, 2m or 1h".into())
+        .ok_or_else(|| "expected a duration such as 500ms, 60s, 2m, 1h or 7d".into())
 }
 
 /// A duration as the control protocol carries it.
@@ -39,6 +41,7 @@ mod tests {
             ("60", 60_000),
             ("2m", 120_000),
             ("1h", 3_600_000),
+            ("7d", 604_800_000),
             ("0", 0),
         ] {
             assert_eq!(
@@ -52,7 +55,7 @@ mod tests {
             "s",
             "-1s",
             "1.5s",
-            "1d",
+            "1w",
             "99999999999999999999",
             "18446744073709551615h",
         ] {

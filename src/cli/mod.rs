@@ -12,6 +12,7 @@ mod render;
 mod resume;
 mod status;
 mod sync;
+mod trash;
 mod umount;
 
 use std::fmt::Display;
@@ -46,6 +47,7 @@ enum Command {
     Sync(sync::Sync),
     Umount(umount::Umount),
     Conflicts(conflicts::Conflicts),
+    Trash(trash::Trash),
     Resume(resume::Resume),
     Agent(agent::Agent),
     Recover(recover::Recover),
@@ -75,6 +77,7 @@ impl Cli {
             Command::Sync(command) => command.run(),
             Command::Umount(command) => command.run(),
             Command::Conflicts(command) => command.run(),
+            Command::Trash(command) => command.run(),
             Command::Resume(command) => command.run(),
             Command::Agent(command) => command.run(),
             Command::Recover(command) => command.run(),

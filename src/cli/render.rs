@@ -165,13 +165,13 @@ fn with_reason(state: &str, reason: Option<&str>) -> String {
 fn pending(changes: u64, bytes: u64) -> String {
     match changes {
         0 => "nothing pending".into(),
-        1 => format!("1 change pending ({})", size(bytes)),
-        _ => format!("{changes} changes pending ({})", size(bytes)),
+        1 => format!("1 change pending ({})", self::bytes(bytes)),
+        _ => format!("{changes} changes pending ({})", self::bytes(bytes)),
     }
 }
 
 /// A number of bytes in at most four characters and a unit.
-fn size(bytes: u64) -> String {
+pub(super) fn bytes(bytes: u64) -> String {
     let mut whole = bytes;
     let mut rest = 0;
     let mut units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].into_iter();
@@ -309,7 +309,7 @@ peer b  timed out, 1 change pending (5 bytes)
             (150 * 1024, "150 KiB"),
             (u64::MAX, "15.9 EiB"),
         ] {
-            assert_eq!(size(bytes), text);
+            assert_eq!(super::bytes(bytes), text);
         }
     }
 }

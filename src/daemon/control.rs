@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::status::Status;
+use super::trash::Restored;
+use crate::replica::trash::{Kept, Removed};
 use crate::tree::RelPath;
 
 /// The version of this protocol.
@@ -22,6 +24,9 @@ pub const VERSION: u32 = 1;
 
 /// The socket's name in the mirror's state directory.
 pub const SOCKET: &str = "control.sock";
+
+/// How many things in the trash are told in one answer.
+pub const TRASH_PAGE: usize = 10_000;
 
 /// Longest line that either side takes, in bytes.
 const LINE_MAX: u64 = 64 << 20;
@@ -72,6 +77,23 @@ pub enum Request {
         /// The peer's version wins, not this side's.
         remote: bool,
     },
+    /// What is in the trash? At most [`TRASH_PAGE`] things are told at a time.
+    Trash {
+        /// How many have been told.
+        skip: usize,
+    },
+    /// Bring things back from the trash.
+    Restore {
+        /// What: where it was, or where it lies in the trash.
+        paths: Vec<RelPath>,
+        /// Where to, if not to where it was.
+        to: Option<RelPath>,
+    },
+    /// Remove things from the trash for good.
+    Empty {
+        /// Only what was put there longer ago than this, in milliseconds.
+        older_than_ms: u64,
+    },
 }
 
 /// What the daemon answers.
@@ -111,6 +133,18 @@ pub enum Response {
     },
     /// To a resolve: the conflict will be settled by the next round.
     Resolving,
+    /// To a question about the trash.
+    Trash {
+        /// What lies there, the latest first.
+        kept: Vec<Kept>,
+    },
+    /// To a restore.
+    Restored {
+        /// What became of each thing.
+        restored: Vec<Restored>,
+    },
+    /// To an emptying.
+    Emptied(Removed),
     /// The request could not be carried out.
     Failed(Failure),
 }

@@ -14,12 +14,14 @@ pub mod mounts;
 pub mod once;
 pub mod peers;
 pub mod place;
+mod put;
 pub mod report;
 pub mod run;
 pub mod service;
 pub mod site;
 pub mod state;
 pub mod status;
+pub mod trash;
 mod upkeep;
 
 pub use exit::Exit;

@@ -12,6 +12,8 @@ use super::peers::Peers;
 use super::service;
 use super::site::{Order, Site, local_tree};
 use super::state::Mode;
+use super::trash;
+use crate::tree::Timestamp;
 
 /// How often a dry run looks whether its plan is ready.
 const LOOK: Duration = Duration::from_millis(5);
@@ -56,6 +58,11 @@ pub fn run(order: &Order, round: &Round, say: &mut dyn Announce) -> Result<Repor
     }
     if round.force {
         forget(&site)?;
+    }
+    if !round.dry_run {
+        trash::of(&site.reserved)?
+            .expire(Timestamp::now())
+            .or_fail(|| "cannot remove from the trash what is too old".into())?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -15,6 +15,7 @@ use super::peers::Peers;
 use super::service::{Service, Stop, blocking};
 use super::site::{Order, Site, local_tree};
 use super::state::Record;
+use super::trash;
 use super::upkeep::keep_up;
 use crate::door::Door;
 use crate::fuse::{self, Mount, MountOptions};
@@ -92,6 +93,7 @@ async fn attend(
     let tree = local_tree(&site, Some(Arc::clone(&door)))?;
     let service = Arc::new(Service::new(
         Arc::clone(&site),
+        tree.clone(),
         door,
         Peers::start(&site, &tree)?,
         stop,
@@ -105,6 +107,7 @@ async fn attend(
     });
     let upkeep = tokio::spawn(keep_up(site.journal.clone()));
     let mut ended = watch(mount)?;
+    let keeping = tokio::spawn(trash::keep_in_bounds(Arc::clone(&site.reserved)));
 
     say.announce(Announcement::Ready(ready(&site)?));
     tracing::info!(tree = %site.tree().display(), "mounted");
@@ -163,6 +166,7 @@ async fn attend(
             .or_fail(|| "the journal could not be closed: the next mount scans the tree".into())
     })
     .await;
+    keeping.abort();
     // Nobody finds the socket once the mirror's lock is free.
     serving.abort();
     let _ = serving.await;

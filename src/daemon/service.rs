@@ -1,5 +1,7 @@
 //! What a mount's daemon answers to commands.
 
+mod trash;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,7 @@ use super::report::{self, Specials};
 use super::site::Site;
 use super::status::{Mount, MountState, Status};
 use crate::door::Door;
-use crate::replicator::{Resume, Side};
+use crate::replicator::{LocalTree, Resume, Side};
 use crate::tree::RelPath;
 
 /// Asks the daemon to unmount and end.
@@ -29,6 +31,8 @@ pub struct Stop {
 pub struct Service {
     /// The tree.
     pub site: Arc<Site>,
+    /// The tree as changes are brought into it.
+    tree: LocalTree,
     /// The way into the mount.
     pub door: Arc<Mutex<Door>>,
     /// The peers' tasks.
@@ -45,6 +49,7 @@ impl Service {
     /// Puts a service together.
     pub fn new(
         site: Arc<Site>,
+        tree: LocalTree,
         door: Arc<Mutex<Door>>,
         peers: Peers,
         stop: mpsc::Sender<Stop>,
@@ -52,6 +57,7 @@ impl Service {
     ) -> Self {
         Self {
             site,
+            tree,
             door,
             peers: RwLock::new(peers),
             specials: Arc::default(),
@@ -174,6 +180,9 @@ impl Serve for Service {
                 })
             }
             Request::Resolve { path, remote } => self.resolve(path, remote).await,
+            Request::Trash { skip } => self.trash(skip).await,
+            Request::Restore { paths, to } => self.restore(paths, to).await,
+            Request::Empty { older_than_ms } => self.empty(older_than_ms).await,
             Request::Unmount { timeout_ms } => {
                 let (answer, response) = oneshot::channel();
                 let stop = Stop {

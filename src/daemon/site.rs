@@ -259,7 +259,7 @@ fn lock_root(lower: &Lower) -> Result<OwnedFd, Failure> {
 
 /// Takes the lock that an agent takes as well: a tree is worked in by one process,
 /// whatever its state directory is.
-fn take_tree_lock(reserved: &Reserved, tree: &Path) -> Result<Lock, Failure> {
+pub(super) fn take_tree_lock(reserved: &Reserved, tree: &Path) -> Result<Lock, Failure> {
     let message = || format!("cannot lock {}", tree.join(".mirrorfs/lock").display());
     let file = rustix::fs::openat(
         reserved.dir(),

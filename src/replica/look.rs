@@ -151,6 +151,11 @@ pub fn look_at(
     }
 }
 
+/// Looks at a name of a directory without knowing anything of it.
+pub(crate) fn look_in(dir: &std::os::fd::OwnedFd, name: &[u8]) -> io::Result<Look> {
+    look(Place::new(dir, name), None, &|_| None)
+}
+
 fn read_directory(place: Place<'_>, seen: &mut Seen) -> io::Result<bool> {
     let fd = scan::open_reference(place.dir, place.name)?;
     if rustix::fs::fstat(&fd)?.st_ino != seen.print.ino {

@@ -8,6 +8,7 @@ pub mod look;
 mod meta;
 mod reserved;
 mod staging;
+pub mod trash;
 
 pub use beneath::Root;
 pub(crate) use beneath::is_no_directory;

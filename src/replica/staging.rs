@@ -157,10 +157,42 @@ impl Staging {
         last: bool,
         owner: Option<Owner>,
     ) -> Result<Placed, Error> {
+        let file = |hash| self.make_file(hash, name, last);
+        self.make(entry, name, owner, file)
+    }
+
+    /// The same with the content of an open file, durably. It is copied, so that whoever
+    /// has the file open does not write to what is made of it.
+    pub fn instantiate_copy(
+        &self,
+        entry: &Entry,
+        name: &StagedName,
+        from: &File,
+        owner: Option<Owner>,
+    ) -> Result<Placed, Error> {
+        self.make(entry, name, owner, |_| {
+            let size = from
+                .metadata()
+                .context("look at", shown(name.as_str()))?
+                .len();
+            let file = self.create(name)?;
+            copy(from, &file, size)
+                .and_then(|()| file.sync_all())
+                .context("copy to", shown(name.as_str()))
+        })
+    }
+
+    fn make(
+        &self,
+        entry: &Entry,
+        name: &StagedName,
+        owner: Option<Owner>,
+        file: impl FnOnce(ContentHash) -> Result<(), Error>,
+    ) -> Result<Placed, Error> {
         let shown = || shown(name.as_str());
         let place = Place::new(&self.dir, name);
         let made = match &entry.content {
-            Content::File { hash, .. } => self.make_file(*hash, name, last),
+            Content::File { hash, .. } => file(*hash),
             Content::Directory => {
                 rustix::fs::mkdirat(&self.dir, name.as_str(), Mode::RWXU).context("create", shown())
             }

@@ -24,4 +24,5 @@ mod ordinary_user;
 mod peer_disk;
 mod refusals;
 mod settle;
+mod trash;
 mod without_mount;
