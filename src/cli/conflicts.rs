@@ -1,17 +1,23 @@
 //! `mirrorfs conflicts`.
 
+mod show;
+
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::{Args, Subcommand};
 
 use super::print;
 use super::status::{of, reach, unexpected};
-use crate::daemon::control::{Request, Response};
-use crate::daemon::state::StateDir;
+use crate::daemon::conflicts::{self, Choice, Copy, Detail, Version};
+use crate::daemon::control::{Outcome, Request, Response};
+use crate::daemon::state::{MirrorDir, Record, StateDir};
 use crate::daemon::{Exit, Failure, OrFail, locate};
+use crate::replica::Root;
 use crate::tree::RelPath;
 
-/// List open conflicts, or settle one
+/// List open conflicts, look at one, or settle it
 #[derive(Args, Debug)]
 pub(super) struct Conflicts {
     #[command(subcommand)]
@@ -29,24 +35,69 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Settle the conflict at a path: one side's version wins, the other goes to the trash
+    /// Show what happened, both versions, and where the artefacts are
+    Show {
+        /// The file in conflict
+        path: PathBuf,
+    },
+    /// Compare this side's version with the copy of the peer's
+    ///
+    /// Runs diff -u, or the command in MIRRORFS_DIFF, with the two files.
+    Diff {
+        /// The file in conflict
+        path: PathBuf,
+    },
+    /// Settle the conflict at a path; what is replaced goes to the trash
     Resolve {
         /// The file in conflict
         path: PathBuf,
-        /// This side's version wins over the version of the peer that is on record
-        #[arg(long, required_unless_present = "remote")]
-        local: bool,
-        /// The peer's version wins
-        #[arg(long, conflicts_with = "local")]
-        remote: bool,
+        #[command(flatten)]
+        how: How,
+        /// With --local or --remote: a copy that was edited goes to the trash
+        #[arg(long, conflicts_with_all = ["both", "merged"])]
+        discard_edits: bool,
     },
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+struct How {
+    /// This side's version wins over the version of the peer that is on record
+    #[arg(long)]
+    local: bool,
+    /// The peer's version wins
+    #[arg(long)]
+    remote: bool,
+    /// This side's version stays, and the peer's becomes a file of its own beside it
+    #[arg(long)]
+    both: bool,
+    /// The file as it is now is the result; the copy goes, edited or not
+    #[arg(long)]
+    merged: bool,
+}
+
+impl How {
+    fn choice(&self) -> Choice {
+        match self {
+            Self { remote: true, .. } => Choice::Remote,
+            Self { both: true, .. } => Choice::Both,
+            Self { merged: true, .. } => Choice::Merged,
+            _ => Choice::Local,
+        }
+    }
 }
 
 impl Conflicts {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         match self.action {
             Action::List { dir, json } => list(&dir, json),
-            Action::Resolve { path, remote, .. } => resolve(&path, remote),
+            Action::Show { path } => show(&path),
+            Action::Diff { path } => diff(&path),
+            Action::Resolve {
+                path,
+                how,
+                discard_edits,
+            } => resolve(&path, how.choice(), discard_edits),
         }
     }
 }
@@ -74,42 +125,177 @@ fn list(dir: &Path, json: bool) -> Result<Exit, Failure> {
     })
 }
 
-fn resolve(path: &Path, remote: bool) -> Result<Exit, Failure> {
-    let state = StateDir::find()?;
-    let path = std::path::absolute(path).or_fail(|| format!("no path: {}", path.display()))?;
-    let (name, parent) = match (path.file_name(), path.parent()) {
-        (Some(name), Some(parent)) => (name, parent),
-        _ => return Err(Failure::new(format!("{} names no file", path.display()))),
-    };
-    // The file itself may be gone; the directory it is in tells the mirror.
-    let (mirror, record) = locate::require(&state, parent)?;
-    let parent = std::fs::canonicalize(parent)
-        .or_fail(|| format!("cannot find the directory {}", parent.display()))?;
-    let below = parent.join(name);
-    let below = below
-        .strip_prefix(&record.tree)
-        .or_fail(|| format!("{} is not in {}", path.display(), record.tree.display()))?;
-    let below = std::os::unix::ffi::OsStrExt::as_bytes(below.as_os_str());
-    let below = RelPath::new(below).or_fail(|| format!("no path: {}", path.display()))?;
-    let Some(mut daemon) = reach(&mirror, &record)? else {
-        let tree = record.tree.display();
+/// A path of a mirror, as a person wrote it.
+struct Place {
+    mirror: MirrorDir,
+    record: Record,
+    path: RelPath,
+}
+
+impl Place {
+    fn find(path: &Path) -> Result<Self, Failure> {
+        let state = StateDir::find()?;
+        let path = std::path::absolute(path).or_fail(|| format!("no path: {}", path.display()))?;
+        let (name, parent) = match (path.file_name(), path.parent()) {
+            (Some(name), Some(parent)) => (name, parent),
+            _ => return Err(Failure::new(format!("{} names no file", path.display()))),
+        };
+        // The file itself may be gone; the directory it is in tells the mirror.
+        let (mirror, record) = locate::require(&state, parent)?;
+        let parent = std::fs::canonicalize(parent)
+            .or_fail(|| format!("cannot find the directory {}", parent.display()))?;
+        let below = parent.join(name);
+        let below = below
+            .strip_prefix(&record.tree)
+            .or_fail(|| format!("{} is not in {}", path.display(), record.tree.display()))?;
+        let below = std::os::unix::ffi::OsStrExt::as_bytes(below.as_os_str());
+        let below = RelPath::new(below).or_fail(|| format!("no path: {}", path.display()))?;
+        Ok(Self {
+            mirror,
+            record,
+            path: below,
+        })
+    }
+
+    /// What is known of the conflicts there: from the daemon, or else from the journal.
+    fn details(&self) -> Result<Vec<Detail>, Failure> {
+        let path = self.path.clone();
+        if let Some(mut daemon) = reach(&self.mirror, &self.record)? {
+            return match daemon.call(Request::Conflict { path }, None)? {
+                Response::Conflicts { conflicts } => Ok(conflicts),
+                other => Err(unexpected(&other)),
+            };
+        }
+        let tree = &self.record.tree;
+        let root = File::open(tree).or_fail(|| format!("cannot open {}", tree.display()))?;
+        let journal = self.mirror.path();
+        let view = mirrorfs_journal::look(journal)
+            .or_fail(|| format!("cannot read the journal in {}", journal.display()))?
+            .ok_or_else(|| Failure::new(format!("there is no conflict at {path}")))?;
+        conflicts::details(&view, &Root::new(root.into()), &path)
+    }
+
+    fn file(&self, path: &RelPath) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        self.record
+            .tree
+            .join(std::ffi::OsStr::from_bytes(path.as_bytes()))
+    }
+}
+
+fn show(path: &Path) -> Result<Exit, Failure> {
+    for (position, detail) in Place::find(path)?.details()?.iter().enumerate() {
+        if position > 0 {
+            print("");
+        }
+        print(show::detail(detail).trim_end());
+    }
+    Ok(Exit::Done)
+}
+
+fn diff(path: &Path) -> Result<Exit, Failure> {
+    let place = Place::find(path)?;
+    for detail in place.details()? {
+        let copy = match &detail.copy {
+            Some((copy, Copy::Unedited | Copy::Edited)) => place.file(copy),
+            Some((copy, Copy::Missing)) => {
+                return Err(
+                    Failure::new(format!("the copy {copy} is gone")).hint(format!(
+                        "that means that your version wins; see mirrorfs conflicts show {}",
+                        detail.path
+                    )),
+                );
+            }
+            None => return Err(no_copy(&place, &detail)),
+        };
+        let local = match detail.local {
+            Version::Nothing => PathBuf::from("/dev/null"),
+            _ => place.file(&detail.path),
+        };
+        let wanted = std::env::var_os("MIRRORFS_DIFF").filter(|command| !command.is_empty());
+        let mut command = match &wanted {
+            // By the shell, so that it may have arguments of its own.
+            Some(wanted) => {
+                let mut script = wanted.clone();
+                script.push(" \"$@\"");
+                let mut command = Command::new("sh");
+                command.arg("-c").arg(script).arg("mirrorfs");
+                command
+            }
+            None => {
+                let mut command = Command::new("diff");
+                command.arg("-u");
+                command
+            }
+        };
+        let name = wanted.map_or_else(
+            || "diff -u".to_owned(),
+            |wanted| wanted.to_string_lossy().into_owned(),
+        );
+        let status = command
+            .arg(local)
+            .arg(copy)
+            .status()
+            .or_fail(|| format!("cannot run {name}"))
+            .map_err(|failure| failure.hint("install it, or set MIRRORFS_DIFF to another"))?;
+        // diff says 1 when the files differ.
+        if !matches!(status.code(), Some(0 | 1)) {
+            return Err(Failure::new(format!("{name} failed: {status}")));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn no_copy(place: &Place, detail: &Detail) -> Failure {
+    let (path, tree) = (&detail.path, place.record.tree.display());
+    let failure = Failure::new(format!(
+        "the version of {} of {path} is not in the tree",
+        detail.peer
+    ));
+    match &detail.kept {
+        Some(kept) => failure.hint(format!(
+            "it is kept as {kept}, which can be seen while {tree} is not mounted"
+        )),
+        None => failure.hint(format!(
+            "mirrorfs conflicts show {path} tells what each side has"
+        )),
+    }
+}
+
+fn resolve(path: &Path, choice: Choice, discard_edits: bool) -> Result<Exit, Failure> {
+    let place = Place::find(path)?;
+    let Some(mut daemon) = reach(&place.mirror, &place.record)? else {
+        let tree = place.record.tree.display();
         return Err(Failure::new(format!("{tree} is not mounted"))
             .hint(format!("mirrorfs mount {tree} mounts it")));
     };
-    match daemon.call(
-        Request::Resolve {
-            path: below,
-            remote,
-        },
-        None,
-    )? {
-        Response::Resolving => {
-            print(if remote {
-                "the peer's version wins; this side's goes to .mirrorfs/trash"
-            } else {
-                "this side's version wins over the peer's version on record"
+    let request = Request::Resolve {
+        path: place.path,
+        choice,
+        discard_edits,
+    };
+    match daemon.call(request, None)? {
+        Response::Resolved { outcome, beside } => {
+            print(match choice {
+                Choice::Local | Choice::Merged => {
+                    "this side's version wins over the peer's version on record, which goes to the trash there".to_owned()
+                }
+                Choice::Remote => {
+                    "the peer's version wins; this side's goes to the trash here".to_owned()
+                }
+                Choice::Both => match beside {
+                    Some(beside) => format!(
+                        "this side's version stays; the peer's is now {beside}, a file like any other"
+                    ),
+                    None => "this side's version stays".to_owned(),
+                },
             });
-            Ok(Exit::Done)
+            if outcome != Outcome::Durable {
+                print(
+                    "the peer has yet to be told: that is done once it can be reached, while the tree stays mounted",
+                );
+            }
+            Ok(outcome.exit())
         }
         other => Err(unexpected(&other)),
     }

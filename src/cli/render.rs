@@ -98,7 +98,7 @@ fn next_steps(status: &Status) -> Vec<String> {
     }
     if !status.conflicts.is_empty() {
         steps.push(
-            "merge each conflict into the file, then remove its .conflict file in the mount".into(),
+            "merge each conflict into the file, then remove its .conflict file in the mount; mirrorfs conflicts show PATH tells more".into(),
         );
     }
     if status
@@ -193,10 +193,10 @@ pub(super) fn bytes(bytes: u64) -> String {
 
 /// Labels and texts in two columns. A text without label continues the one above.
 #[derive(Default)]
-struct Rows(Vec<(String, String)>);
+pub(super) struct Rows(Vec<(String, String)>);
 
 impl Rows {
-    fn row(&mut self, label: &str, text: String) {
+    pub(super) fn row(&mut self, label: &str, text: String) {
         self.0.push((label.to_owned(), text));
     }
 
@@ -215,7 +215,7 @@ impl Rows {
         }
     }
 
-    fn print(&self) -> String {
+    pub(super) fn print(&self) -> String {
         let width = self.0.iter().map(|(label, _)| label.chars().count()).max();
         let width = width.unwrap_or(0) + 2;
         let mut text = String::new();
@@ -250,7 +250,7 @@ peer host  connected (libssh2), 3 changes pending (8.0 KiB), me@host:web
 conflicts  a.txt (theirs: a.txt.remote.20260101T000000Z.conflict)
 held back  run.sock: a socket stays local
 problems   b: Permission denied (os error 13)
-next       merge each conflict into the file, then remove its .conflict file in the mount
+next       merge each conflict into the file, then remove its .conflict file in the mount; mirrorfs conflicts show PATH tells more
 "
         );
         shown.peers[0].state = PeerState::Unreachable;

@@ -12,6 +12,7 @@ pub use server::{Serve, Server};
 
 use serde::{Deserialize, Serialize};
 
+use super::conflicts::{Choice, Detail};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::status::Status;
@@ -70,12 +71,19 @@ pub enum Request {
         /// What is missing is to be deleted, not brought back.
         allow_deletions: bool,
     },
-    /// Settle a conflict in favour of one side.
+    /// What is known of the conflicts at a path?
+    Conflict {
+        /// Where, below the root of the tree.
+        path: RelPath,
+    },
+    /// Settle the conflicts at a path.
     Resolve {
         /// Where, below the root of the tree.
         path: RelPath,
-        /// The peer's version wins, not this side's.
-        remote: bool,
+        /// How.
+        choice: Choice,
+        /// A copy that was edited goes to the trash.
+        discard_edits: bool,
     },
     /// What is in the trash? At most [`TRASH_PAGE`] things are told at a time.
     Trash {
@@ -131,8 +139,18 @@ pub enum Response {
         /// How many peers were told.
         peers: usize,
     },
-    /// To a resolve: the conflict will be settled by the next round.
-    Resolving,
+    /// To a question about conflicts.
+    Conflicts {
+        /// One for each peer with another version.
+        conflicts: Vec<Detail>,
+    },
+    /// To a resolve.
+    Resolved {
+        /// Done, or why it has to wait for the peer.
+        outcome: Outcome,
+        /// The file that the peer's version has become.
+        beside: Option<RelPath>,
+    },
     /// To a question about the trash.
     Trash {
         /// What lies there, the latest first.

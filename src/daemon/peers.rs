@@ -18,7 +18,7 @@ use crate::reconcile::Policy;
 use crate::replicator::{
     Context, FlushOutcome, Handle, LocalTree, PeerState as ReplicatorState, PeerStatus,
 };
-use crate::replicator::{Resume, Side};
+use crate::replicator::{Resolution, Resume};
 use crate::transport::{self, PeerUrl};
 use crate::tree::{PeerId, RelPath};
 
@@ -28,6 +28,19 @@ struct Served {
     name: String,
     url: String,
     handle: Handle,
+}
+
+impl Served {
+    /// Waits until the peer durably holds all changes up to `n`.
+    async fn reach(&self, n: u64, patience: Duration) -> Outcome {
+        match tokio::time::timeout(patience, self.handle.flush(n)).await {
+            Ok(FlushOutcome::Durable) => Outcome::Durable,
+            Ok(FlushOutcome::Unreachable) => Outcome::Unreachable,
+            Ok(FlushOutcome::Halted) => Outcome::Halted,
+            Ok(FlushOutcome::Stopped) => Outcome::Failed,
+            Err(_) => Outcome::TimedOut,
+        }
+    }
 }
 
 /// All peers of a mount.
@@ -113,11 +126,20 @@ impl Peers {
         named.map(|peer| peer.handle.resume(resume)).count()
     }
 
-    /// Settles a conflict in favour of one side, with the peer it is with.
-    pub fn resolve(&self, peer: PeerId, path: RelPath, side: Side) {
-        if let Some(peer) = self.0.iter().find(|known| known.handle.status().id == peer) {
-            peer.handle.resolve(path, side);
-        }
+    /// Settles a conflict with the peer it is with, and waits until that was tried; none
+    /// if nobody serves the peer.
+    pub async fn resolve(
+        &self,
+        peer: PeerId,
+        path: RelPath,
+        resolution: Resolution,
+        n: u64,
+        patience: Duration,
+    ) -> Option<Outcome> {
+        let peer = self.0.iter().find(|known| known.id == peer)?;
+        peer.handle.resolve(path, resolution);
+        // A flush ends after a round that knows of everything that was told before it.
+        Some(peer.reach(n, patience).await)
     }
 
     /// What each peer's task says.
@@ -150,17 +172,7 @@ impl Peers {
             .0
             .iter()
             .filter(|peer| only.is_none_or(|name| name == peer.name))
-            .map(|peer| async move {
-                let reached = tokio::time::timeout(patience, peer.handle.flush(n)).await;
-                let outcome = match reached {
-                    Ok(FlushOutcome::Durable) => Outcome::Durable,
-                    Ok(FlushOutcome::Unreachable) => Outcome::Unreachable,
-                    Ok(FlushOutcome::Halted) => Outcome::Halted,
-                    Ok(FlushOutcome::Stopped) => Outcome::Failed,
-                    Err(_) => Outcome::TimedOut,
-                };
-                (peer.name.clone(), outcome)
-            });
+            .map(|peer| async move { (peer.name.clone(), peer.reach(n, patience).await) });
         join(flushes.collect()).await
     }
 }

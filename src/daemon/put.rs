@@ -4,12 +4,14 @@
 use std::fs::File;
 use std::io;
 
+use mirrorfs_journal::Origin;
+use rustix::fs::OFlags;
+
 use crate::fs::{DoorOp, DoorResult, Expect, StagedName};
 use crate::replica::trash::{RestoreError, refuse_reserved};
 use crate::replica::{self, Owner};
 use crate::replicator::LocalTree;
-use crate::tree::{Content, Entry, Kind, RelPath, Timestamp, Xattrs};
-use mirrorfs_journal::Origin;
+use crate::tree::{Content, Entry, Kind, RelPath, Timestamp, Xattrs, reach};
 
 /// Puts an entry at a path where nothing is, with the content of `from` if it is a file.
 /// Directories that are missing on the way are made.
@@ -90,4 +92,12 @@ fn directory() -> Entry {
         mtime: Timestamp::default(),
         xattrs: Xattrs::new(),
     }
+}
+
+/// Opens a file of the covered directory for reading.
+pub(super) fn open_lower(tree: &LocalTree, path: &RelPath) -> io::Result<File> {
+    use std::os::fd::AsFd;
+    let root = tree.filesystem.lower().root();
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    Ok(reach::open_beneath(root.as_fd(), path, flags)?.into())
 }

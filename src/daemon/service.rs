@@ -1,5 +1,6 @@
 //! What a mount's daemon answers to commands.
 
+mod settle;
 mod trash;
 
 use std::sync::Arc;
@@ -16,8 +17,7 @@ use super::report::{self, Specials};
 use super::site::Site;
 use super::status::{Mount, MountState, Status};
 use crate::door::Door;
-use crate::replicator::{LocalTree, Resume, Side};
-use crate::tree::RelPath;
+use crate::replicator::{LocalTree, Resume};
 
 /// Asks the daemon to unmount and end.
 pub struct Stop {
@@ -120,33 +120,6 @@ impl Service {
     }
 }
 
-impl Service {
-    async fn resolve(&self, path: RelPath, remote: bool) -> Result<Response, Failure> {
-        let (site, wanted) = (Arc::clone(&self.site), path.clone());
-        let conflicts = blocking(move || {
-            let snapshot = site.journal.snapshot();
-            snapshot
-                .and_then(|snapshot| snapshot.conflicts())
-                .or_fail(|| "cannot read the conflicts".into())
-        })
-        .await?;
-        let concerned: Vec<_> = conflicts
-            .into_iter()
-            .filter(|conflict| conflict.path == wanted)
-            .collect();
-        if concerned.is_empty() {
-            return Err(Failure::new(format!("there is no conflict at {path}"))
-                .hint("mirrorfs conflicts list shows them"));
-        }
-        let side = if remote { Side::Remote } else { Side::Local };
-        let peers = self.peers.read().await;
-        for conflict in concerned {
-            peers.resolve(conflict.peer, path.clone(), side);
-        }
-        Ok(Response::Resolving)
-    }
-}
-
 impl Serve for Service {
     async fn answer(&self, request: Request) -> Response {
         let result = match request {
@@ -179,7 +152,12 @@ impl Serve for Service {
                     peers: peers.resume(peer.as_deref(), resume),
                 })
             }
-            Request::Resolve { path, remote } => self.resolve(path, remote).await,
+            Request::Conflict { path } => self.conflicts(path).await,
+            Request::Resolve {
+                path,
+                choice,
+                discard_edits,
+            } => self.resolve(path, choice, discard_edits).await,
             Request::Trash { skip } => self.trash(skip).await,
             Request::Restore { paths, to } => self.restore(paths, to).await,
             Request::Empty { older_than_ms } => self.empty(older_than_ms).await,

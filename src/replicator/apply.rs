@@ -12,7 +12,7 @@ use crate::tree::{Content, ContentHash, Entry, Ino, Kind, RelPath, Timestamp, Xa
 
 use super::Error;
 use super::batch::Step;
-use super::conflict::{explanation, utc};
+use super::conflict::{explanation, kept_name};
 use super::round::{Found, Round};
 use super::scope::LocalNode;
 
@@ -357,11 +357,7 @@ fn artefacts(
         // Never inside a Git directory: the peer's version is kept out of the tree.
         (None, Some(remote)) if remote.content != Content::Directory => {
             let (staged, _) = stage(tree, round, remote, None)?;
-            let kept = format!(
-                "{}-{}",
-                utc(conflict.since),
-                conflict.path.to_string().replace('/', "%")
-            );
+            let kept = kept_name(conflict);
             rustix::fs::renameat(
                 tree.reserved.staging(),
                 staged.as_str(),

@@ -30,6 +30,13 @@ impl Artefacts {
     }
 }
 
+/// Where in `.mirrorfs/conflicts` the peer's version of a conflict is kept that may not
+/// lie in the tree.
+pub fn kept_name(conflict: &mirrorfs_journal::Conflict) -> String {
+    let path = conflict.path.to_string().replace('/', "%");
+    format!("{}-{path}", utc(conflict.since))
+}
+
 /// `yyyymmddThhmmssZ`.
 pub fn utc(at: Timestamp) -> String {
     let at = jiff::Timestamp::new(at.secs, i32::try_from(at.nanos).unwrap_or(0))
@@ -65,7 +72,8 @@ pub fn explanation(
             "This file was left as it is. The version of {peer} is kept beside it as\n\
              \n    {}\n\n\
              To settle it, make this file what it should be (merge by hand if both are needed),\n\
-             then remove the .conflict file: your version then replaces the one on {peer}.\n",
+             then remove the .conflict file: your version then replaces the one on {peer}.\n\
+             mirrorfs conflicts resolve knows other ways: --remote, --both.\n",
             String::from_utf8_lossy(copy.name())
         ),
         None => format!(

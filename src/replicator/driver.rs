@@ -17,7 +17,7 @@ use super::apply::apply;
 use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus};
 use super::link::Session;
 use super::machine::{Command, Event, LinkState, Machine, Planned};
-use super::round::{Orders, Resume, Round, Side, plan};
+use super::round::{Orders, Resolution, Resume, Round, plan};
 use super::{Error, store};
 
 /// Bytes of content in one message.
@@ -63,7 +63,7 @@ pub(super) struct Driver {
     incoming: HashMap<ContentHash, Partial>,
     flushes: HashMap<u64, oneshot::Sender<FlushOutcome>>,
     next_flush: u64,
-    resolutions: HashMap<RelPath, Side>,
+    resolutions: HashMap<RelPath, Resolution>,
     resume: Option<Resume>,
     /// See [`plan`].
     reports: Arc<Mutex<()>>,
@@ -164,8 +164,8 @@ impl Driver {
         match control {
             Control::Wake(n) => Some(Event::LocalChanged(n)),
             Control::RetryNow => Some(Event::RetryNow),
-            Control::Resolve { path, side } => {
-                self.resolutions.insert(path, side);
+            Control::Resolve { path, resolution } => {
+                self.resolutions.insert(path, resolution);
                 Some(Event::Stored {
                     news: true,
                     complete: false,
@@ -455,8 +455,8 @@ impl Driver {
             self.problems.0.clone_from(&round.problems);
             status.problems = self.problems();
             // An order that came while the round was under way is for the next one.
-            self.resolutions.retain(|path, side| {
-                round.resolutions.get(path) != Some(side)
+            self.resolutions.retain(|path, resolution| {
+                round.resolutions.get(path) != Some(resolution)
                     || !round.plan.decisions.contains_key(path)
             });
             if round.braked.is_none() && round.gathering.is_none() {

@@ -15,7 +15,7 @@ use super::Error;
 use super::apply::LocalTree;
 use super::driver::{Driver, lock};
 use super::machine::Machine;
-use super::round::{Resume, Side};
+use super::round::{Resolution, Resume};
 
 /// How a link to the peer is made. Called on a thread that may block.
 pub type Connect = dyn Fn() -> Result<Link, ConnectError> + Send + Sync;
@@ -121,7 +121,7 @@ pub(super) enum Control {
     },
     Resolve {
         path: RelPath,
-        side: Side,
+        resolution: Resolution,
     },
     Resume(Resume),
     Stop,
@@ -188,8 +188,8 @@ impl Handle {
     }
 
     /// Settles a conflict in favour of one side.
-    pub fn resolve(&self, path: RelPath, side: Side) {
-        let _ = self.control.send(Control::Resolve { path, side });
+    pub fn resolve(&self, path: RelPath, resolution: Resolution) {
+        let _ = self.control.send(Control::Resolve { path, resolution });
     }
 
     /// Waits until the peer durably holds every change up to `n`, and everything that had

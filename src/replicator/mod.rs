@@ -21,8 +21,9 @@ mod store;
 mod tests;
 
 pub use apply::LocalTree;
+pub use conflict::kept_name;
 pub use handle::{Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
-pub use round::{Resume, Side};
+pub use round::{Resolution, Resume, Side};
 pub use store::renew_lost_copies;
 
 /// What went wrong on this side.

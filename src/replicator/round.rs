@@ -30,6 +30,17 @@ pub enum Side {
     Remote,
 }
 
+/// What a person decided about a conflict.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resolution {
+    /// Whose version wins.
+    pub side: Side,
+    /// The peer's version that was decided about. A newer one is not overwritten.
+    pub remote: Option<Entry>,
+    /// Artefacts go even if they were edited: to the trash, as all of them do.
+    pub edited_too: bool,
+}
+
 /// What is to become of deletions that a brake holds back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Resume {
@@ -54,7 +65,7 @@ pub struct Orders {
     /// The next many deletions on this side were found by a scan, not seen.
     pub scanned: bool,
     /// Conflicts that somebody resolved.
-    pub resolutions: HashMap<RelPath, Side>,
+    pub resolutions: HashMap<RelPath, Resolution>,
     /// Make an agreement even if nothing has to be done.
     pub agree: bool,
     /// Several peers are configured, so artefacts carry this one's name.
@@ -68,6 +79,8 @@ pub struct Found {
     pub conflict: Conflict,
     /// The artefacts of an older remote version that nobody edited.
     pub superseded: Vec<(RelPath, LocalNode)>,
+    /// Those that somebody edited.
+    pub edited: Vec<RelPath>,
 }
 
 /// A conflict that is over, with the artefacts that nobody edited.
@@ -116,6 +129,8 @@ pub struct Round {
     pub found: Vec<Found>,
     /// Conflicts that end.
     pub resolved: Vec<Resolved>,
+    /// Conflicts whose directory was moved, under their new paths.
+    pub moved: Vec<Conflict>,
     /// What stays to be looked at.
     pub unsettled: Unsettled,
     /// Files that could not be read, and steps that did not take place.
@@ -145,7 +160,7 @@ pub struct Round {
     /// What it was told about deletions that a brake held back.
     pub resume: Option<Resume>,
     /// What it was told about conflicts.
-    pub resolutions: HashMap<RelPath, Side>,
+    pub resolutions: HashMap<RelPath, Resolution>,
 }
 
 /// Takes a cut, gathers what may differ, and decides.
@@ -174,7 +189,7 @@ pub fn plan(
         return Err(Error::UnknownPeer);
     };
     let unsettled = load_unsettled(&snapshot, peer.id)?;
-    let conflicts: Vec<Conflict> = snapshot
+    let mut conflicts: Vec<Conflict> = snapshot
         .conflicts()?
         .into_iter()
         .filter(|conflict| conflict.peer == peer.id)
@@ -210,6 +225,7 @@ pub fn plan(
             Ok(())
         })?;
     }
+    let moved = follow(&mut conflicts, &scope.moves);
     let mut decided = reconcile(std::mem::take(&mut scope.sides), orders.policy);
     let mut resolved = resolve(&snapshot, &mut decided, &conflicts, orders)?;
     let gathering = gather_deletions(&mut decided, orders);
@@ -231,6 +247,7 @@ pub fn plan(
         &snapshot, peer, cut, decided, scope, found, resolved, braked,
     )?;
     round.gathering = gathering;
+    round.moved = moved;
     round.resume = orders.resume;
     round.resolutions.clone_from(&orders.resolutions);
     round.had_unsettled = !unsettled.is_empty();
@@ -239,6 +256,27 @@ pub fn plan(
         .cut
         .needs(round.sources.values().map(|source| source.ino).collect());
     Ok((round, planned))
+}
+
+/// Brings conflicts whose artefacts went along with a moved directory to where they are
+/// now. Returns those.
+fn follow(conflicts: &mut [Conflict], moves: &Moves) -> Vec<Conflict> {
+    let mut moved = Vec::new();
+    for conflict in conflicts {
+        let artefacts = [&conflict.copy, &conflict.info];
+        let went_along = artefacts
+            .into_iter()
+            .flatten()
+            .any(|path| moves.relocate(path) != *path);
+        if went_along {
+            conflict.path = moves.relocate(&conflict.path);
+            for path in [&mut conflict.copy, &mut conflict.info] {
+                *path = path.as_ref().map(|path| moves.relocate(path));
+            }
+            moved.push(conflict.clone());
+        }
+    }
+    moved
 }
 
 fn load_unsettled(snapshot: &Snapshot, peer: PeerId) -> Result<Unsettled, Error> {
@@ -286,7 +324,7 @@ fn resolve(
 ) -> Result<Vec<Resolved>, Error> {
     let mut resolved = Vec::new();
     for conflict in conflicts {
-        let Some((sides, decision)) = plan.decisions.get_mut(&conflict.path) else {
+        let Some((sides, decision)) = plan.decisions.get(&conflict.path) else {
             continue;
         };
         if *decision != Decision::Conflict || sides.remote != conflict.remote {
@@ -296,16 +334,20 @@ fn resolve(
             Some(copy) => snapshot.at(copy)?.is_none(),
             None => false,
         };
-        let result = match orders.resolutions.get(&conflict.path) {
-            Some(Side::Remote) => sides.remote.clone(),
-            Some(Side::Local) => sides.local.clone(),
-            None if removed => sides.local.clone(),
+        let order = orders
+            .resolutions
+            .get(&conflict.path)
+            .filter(|order| order.remote == conflict.remote);
+        match order.map(|order| order.side) {
+            Some(Side::Remote) => plan.settle_for_remote(&conflict.path),
+            Some(Side::Local) => plan.settle_for_local(&conflict.path),
+            None if removed => plan.settle_for_local(&conflict.path),
             None => continue,
-        };
-        *decision = Decision::Agree { result, note: None };
+        }
+        let edited_too = order.is_some_and(|order| order.edited_too);
         resolved.push(Resolved {
             id: conflict.id,
-            artefacts: unedited_artefacts(snapshot, conflict)?,
+            artefacts: disposable_artefacts(snapshot, conflict, edited_too)?,
         });
     }
     Ok(resolved)
@@ -316,22 +358,35 @@ fn unedited_artefacts(
     snapshot: &Snapshot,
     conflict: &Conflict,
 ) -> Result<Vec<(RelPath, LocalNode)>, Error> {
+    disposable_artefacts(snapshot, conflict, false)
+}
+
+/// The same, or all of them.
+fn disposable_artefacts(
+    snapshot: &Snapshot,
+    conflict: &Conflict,
+    edited_too: bool,
+) -> Result<Vec<(RelPath, LocalNode)>, Error> {
     let mut unedited = Vec::new();
     for (path, is_copy) in [(&conflict.copy, true), (&conflict.info, false)] {
         let Some(path) = path else { continue };
         let Some(node) = snapshot.at(path)? else {
             continue;
         };
-        let same = match conflict.remote.as_ref().map(|entry| &entry.content) {
-            Some(Content::File { hash, .. }) if is_copy => node.hash == Some(*hash),
-            Some(Content::Symlink { target }) if is_copy => node.target.as_ref() == Some(target),
-            _ => !is_copy,
-        };
-        if same && node.artefact {
+        if node.artefact && (edited_too || !is_copy || is_unedited_copy(conflict, &node)) {
             unedited.push((path.clone(), LocalNode::from(&node)));
         }
     }
     Ok(unedited)
+}
+
+/// Whether what lies at the place of a conflict's copy is the peer's version on record.
+pub(crate) fn is_unedited_copy(conflict: &Conflict, node: &mirrorfs_journal::Node) -> bool {
+    match conflict.remote.as_ref().map(|entry| &entry.content) {
+        Some(Content::File { hash, .. }) => node.hash == Some(*hash),
+        Some(Content::Symlink { target }) => node.target.as_ref() == Some(target),
+        _ => false,
+    }
 }
 
 /// What a person can do about a brake.
@@ -420,6 +475,13 @@ fn find_conflicts(
             Some(conflict) => unedited_artefacts(snapshot, conflict)?,
             None => Vec::new(),
         };
+        let edited = known
+            .into_iter()
+            .flat_map(|conflict| [&conflict.copy, &conflict.info])
+            .flatten()
+            .filter(|path| !superseded.iter().any(|(known, _)| known == *path))
+            .cloned()
+            .collect();
         let name = orders.name_artefacts.then_some(peer.name.as_str());
         let in_git = path.components().any(is_git_directory);
         let names = Artefacts::beside(path, name, since)
@@ -445,6 +507,7 @@ fn find_conflicts(
                 since,
             },
             superseded,
+            edited,
         });
     }
     Ok(found)
@@ -538,6 +601,7 @@ fn assemble(
         kept,
         found,
         resolved,
+        moved: Vec::new(),
         unsettled,
         problems,
         braked,
@@ -739,3 +803,6 @@ impl Round {
         self.unsettled.paths.extend(self.refused.iter().cloned());
     }
 }
+
+#[cfg(test)]
+mod tests;

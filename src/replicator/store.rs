@@ -437,6 +437,10 @@ struct Notes {
     /// With the number of the change that put the content there.
     hashes: Vec<(Ino, u64, ContentHash)>,
     closed: Vec<i64>,
+    /// Conflicts whose directory was moved.
+    moved: Vec<mirrorfs_journal::Conflict>,
+    /// Artefacts of versions that are not on record any more, edited by somebody.
+    edited: Vec<RelPath>,
     unsettled: super::scope::Unsettled,
     had_unsettled: bool,
 }
@@ -483,6 +487,12 @@ impl Notes {
             settled,
             hashes,
             closed: round.resolved.iter().map(|resolved| resolved.id).collect(),
+            moved: round.moved.clone(),
+            edited: round
+                .found
+                .iter()
+                .flat_map(|found| found.edited.clone())
+                .collect(),
             unsettled: round.unsettled.clone(),
             had_unsettled: round.had_unsettled,
         }
@@ -491,6 +501,8 @@ impl Notes {
     fn is_empty(&self) -> bool {
         self.hashes.is_empty()
             && self.closed.is_empty()
+            && self.moved.is_empty()
+            && self.edited.is_empty()
             && self.unsettled.is_empty()
             && !self.had_unsettled
     }
@@ -528,8 +540,26 @@ impl Notes {
                 unsettled.paths.insert(path.clone());
             }
         }
-        for id in &self.closed {
-            update.close_conflict(*id)?;
+        // Before any is closed: the two may be about the same one.
+        let mut closed = self.closed.clone();
+        for conflict in &self.moved {
+            update.close_conflict(conflict.id)?;
+            let id = update.open_conflict(conflict)?;
+            closed.extend(self.closed.contains(&conflict.id).then_some(id));
+        }
+        let mut released = self.edited.clone();
+        for conflict in update.conflicts()? {
+            if closed.contains(&conflict.id) {
+                released.extend([conflict.copy, conflict.info].into_iter().flatten());
+                update.close_conflict(conflict.id)?;
+            }
+        }
+        // What somebody edited and is not on record any more is a file like any other.
+        for path in released {
+            if let Some(node) = update.at(&path)?.filter(|node| node.artefact) {
+                update.set_artefact(node.id, false)?;
+                unsettled.nodes.insert(node.id);
+            }
         }
         if unsettled.is_empty() {
             return update.remove_setting(&unsettled_key(peer));

@@ -384,3 +384,50 @@ fn a_copy_under_another_name_is_mirrored() {
     assert_eq!(text(pair.there("dir/second")), "theirs\n");
     assert_same(&pair.sandbox.tree(), &pair.sandbox.peer());
 }
+
+/// What somebody wrote into a copy is not left behind unmirrored when the conflict ends.
+#[test]
+fn an_edited_copy_outlives_its_conflict_as_a_file() {
+    let pair = Pair::new();
+    pair.apart("echo mine >dir/notes", "echo theirs >dir/notes");
+    pair.sandbox.try_flush().expect_code(3);
+    let copy = pair.copies().remove(0);
+    fs::write(&copy, "a note of mine\n").unwrap();
+    pair.sandbox.sh(&pair.there("dir"), "echo mine >notes");
+    let there = pair.there("dir").join(copy.file_name().unwrap());
+    eventually("the edited copy arrives on the peer", PROMPT, || {
+        let status = pair.sandbox.status();
+        (status.conflicts.is_empty() && there.exists())
+            .then_some(())
+            .ok_or_else(|| format!("{status:?}"))
+    });
+    pair.sandbox.flush();
+    assert_eq!(text(&there), "a note of mine\n");
+    assert_same(&pair.sandbox.tree(), &pair.sandbox.peer());
+}
+
+/// A conflict goes along when its directory gets another name: the artefacts are still the
+/// ones on record, and settle it.
+#[test]
+fn a_conflict_goes_along_with_its_directory() {
+    let pair = Pair::new();
+    let sandbox = &pair.sandbox;
+    pair.apart("echo mine >dir/notes", "echo theirs >dir/notes");
+    sandbox.try_flush().expect_code(3);
+    let before = pair.copies();
+    sandbox.sh(&sandbox.tree(), "mv dir moved");
+    sandbox.try_flush().expect_code(3);
+    let copies = sandbox.conflict_copies(&pair.here("moved"));
+    assert_eq!(copies.len(), 1, "{copies:?}");
+    assert_eq!(copies[0].file_name(), before[0].file_name());
+    let status = sandbox.status();
+    assert_eq!(status.conflicts.len(), 1, "{status:?}");
+    assert_eq!(status.conflicts[0].path, "moved/notes");
+    let copy = pair.here(status.conflicts[0].copy.as_deref().unwrap());
+    assert_eq!(copy, copies[0]);
+    assert_eq!(text(pair.there("moved/notes")), "theirs\n");
+    fs::remove_file(copy).unwrap();
+    sandbox.flush();
+    assert_eq!(text(pair.there("moved/notes")), "mine\n");
+    assert_same(&sandbox.tree(), &sandbox.peer());
+}

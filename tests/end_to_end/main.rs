@@ -12,6 +12,7 @@
 mod support;
 
 mod conflict;
+mod conflict_commands;
 mod crash;
 mod filesystems;
 mod first_contact;

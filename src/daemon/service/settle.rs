@@ -1,0 +1,150 @@
+//! Conflicts: telling about them, and settling them.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mirrorfs_journal::Conflict;
+
+use super::{Service, blocking};
+use crate::daemon::conflicts::{self, Choice};
+use crate::daemon::control::{Outcome, Response};
+use crate::daemon::failure::{Failure, OrFail};
+use crate::daemon::put;
+use crate::daemon::site::Site;
+use crate::replica::Root;
+use crate::replica::trash::RestoreError;
+use crate::replicator::{LocalTree, Resolution, Side};
+use crate::tree::{Content, RelPath};
+
+/// How long a conflict that was settled may take to be over on both sides, before the
+/// caller is told that it is under way.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Service {
+    pub(super) async fn conflicts(&self, path: RelPath) -> Result<Response, Failure> {
+        let site = Arc::clone(&self.site);
+        blocking(move || {
+            let view = snapshot(&site)?;
+            let conflicts = conflicts::details(&view, &root(&site)?, &path)?;
+            Ok(Response::Conflicts { conflicts })
+        })
+        .await
+    }
+
+    pub(super) async fn resolve(
+        &self,
+        path: RelPath,
+        choice: Choice,
+        discard_edits: bool,
+    ) -> Result<Response, Failure> {
+        let (site, tree, at) = (Arc::clone(&self.site), self.tree.clone(), path.clone());
+        let (records, beside) = blocking(move || {
+            let view = snapshot(&site)?;
+            let found = conflicts::at(&view, &root(&site)?, &at)?;
+            for (_, detail) in &found {
+                detail.allows(choice, discard_edits)?;
+            }
+            let records: Vec<Conflict> = found.into_iter().map(|(record, _)| record).collect();
+            let mut beside = None;
+            if choice == Choice::Both {
+                for record in &records {
+                    beside = Some(put_beside(&tree, record)?);
+                }
+            }
+            Ok((records, beside))
+        })
+        .await?;
+        let n = self.site.journal.recorder().last();
+        let peers = self.peers.read().await;
+        let mut outcome = Outcome::Durable;
+        for record in &records {
+            let resolution = Resolution {
+                side: match choice {
+                    Choice::Remote => Side::Remote,
+                    Choice::Local | Choice::Both | Choice::Merged => Side::Local,
+                },
+                remote: record.remote.clone(),
+                edited_too: discard_edits || choice == Choice::Merged,
+            };
+            let reached = peers
+                .resolve(record.peer, path.clone(), resolution, n, PATIENCE)
+                .await;
+            match reached {
+                Some(Outcome::Durable) => {}
+                Some(other) => outcome = other,
+                None => outcome = Outcome::Failed,
+            }
+        }
+        drop(peers);
+        if outcome == Outcome::Durable {
+            let site = Arc::clone(&self.site);
+            blocking(move || still_open(&site, &records)).await?;
+        }
+        Ok(Response::Resolved { outcome, beside })
+    }
+}
+
+fn snapshot(site: &Site) -> Result<mirrorfs_journal::Snapshot, Failure> {
+    let snapshot = site.journal.snapshot();
+    snapshot.or_fail(|| "cannot read the journal".into())
+}
+
+/// The covered directory.
+fn root(site: &Site) -> Result<Root, Failure> {
+    let root = site.filesystem.lower().root().as_fd();
+    let root = root.try_clone_to_owned();
+    Ok(Root::new(root.or_fail(|| {
+        format!("cannot open {}", site.tree().display())
+    })?))
+}
+
+/// Makes the peer's version a file of its own, and says which.
+fn put_beside(tree: &LocalTree, conflict: &Conflict) -> Result<RelPath, Failure> {
+    let path = &conflict.path;
+    let message = || format!("cannot put the peer's version of {path} beside it");
+    let (Some(copy), Some(remote)) = (&conflict.copy, &conflict.remote) else {
+        return Err(Failure::new(message()));
+    };
+    let file = match remote.content {
+        Content::File { .. } => Some(put::open_lower(tree, copy).or_fail(message)?),
+        _ => None,
+    };
+    for name in conflicts::names_beside(path) {
+        match put::put(tree, &name, remote, file.as_ref(), None) {
+            Ok(()) => return Ok(name),
+            Err(RestoreError::InTheWay) => {}
+            Err(error) => return Err(Failure::new(message()).because(&error)),
+        }
+    }
+    Err(Failure::new(message()).because(&RestoreError::InTheWay))
+}
+
+/// Says so if a conflict was looked at once more and is not over.
+fn still_open(site: &Site, records: &[Conflict]) -> Result<(), Failure> {
+    let open = snapshot(site)?
+        .conflicts()
+        .or_fail(|| "cannot read the conflicts".into())?;
+    for record in records {
+        let Some(now) = open
+            .iter()
+            .find(|open| (open.peer, &open.path) == (record.peer, &record.path))
+        else {
+            continue;
+        };
+        let path = &record.path;
+        let failure = if now.remote == record.remote {
+            Failure::new(format!("the conflict at {path} could not be settled yet"))
+                .hint("mirrorfs status says what is in the way; it is tried again")
+        } else {
+            Failure::new(format!(
+                "the peer has changed {path} meanwhile: nothing was overwritten"
+            ))
+            .hint(format!(
+                "look at the new version: mirrorfs conflicts show {path}"
+            ))
+        };
+        return Err(failure);
+    }
+    Ok(())
+}

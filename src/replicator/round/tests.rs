@@ -1,0 +1,86 @@
+//! What becomes of decisions about conflicts.
+
+use super::*;
+use crate::tree::Xattrs;
+
+fn path(text: &str) -> RelPath {
+    RelPath::new(text).unwrap()
+}
+
+fn file(content: &str) -> Option<Entry> {
+    Some(Entry {
+        content: Content::File {
+            size: content.len() as u64,
+            hash: ContentHash::of(content.as_bytes()),
+        },
+        mode: 0o644,
+        mtime: Timestamp::default(),
+        xattrs: Xattrs::new(),
+    })
+}
+
+/// A conflict about `x`, with the version of the peer that is on record, and what the
+/// plan of a round makes of it when the peer shows `remote` and somebody decided about
+/// `decided`.
+fn outcome(record: &str, remote: &str, decided: Option<&str>, side: Side) -> Decision {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let sides = Sides {
+        base: file("base"),
+        local: file("mine"),
+        remote: file(remote),
+    };
+    let conflict = Conflict {
+        id: 1,
+        peer: PeerId(1),
+        path: path("x"),
+        base: sides.base.clone(),
+        local: sides.local.clone(),
+        remote: file(record),
+        copy: None,
+        info: None,
+        since: Timestamp::default(),
+    };
+    let mut plan = reconcile([(path("x"), sides)].into(), Policy::TwoWay);
+    let mut orders = Orders::default();
+    if let Some(decided) = decided {
+        let resolution = Resolution {
+            side,
+            remote: file(decided),
+            edited_too: false,
+        };
+        orders.resolutions.insert(path("x"), resolution);
+    }
+    let snapshot = journal.snapshot().unwrap();
+    resolve(&snapshot, &mut plan, &[conflict], &orders).unwrap();
+    plan.decisions.remove(&path("x")).unwrap().1
+}
+
+fn agreed(content: &str) -> Decision {
+    Decision::Agree {
+        result: file(content),
+        note: None,
+    }
+}
+
+#[test]
+fn a_decision_about_the_version_on_record_is_carried_out() {
+    for (side, winner) in [(Side::Local, "mine"), (Side::Remote, "theirs")] {
+        let decided = outcome("theirs", "theirs", Some("theirs"), side);
+        assert_eq!(decided, agreed(winner));
+    }
+    let undecided = outcome("theirs", "theirs", None, Side::Local);
+    assert_eq!(undecided, Decision::Conflict);
+}
+
+/// The peer's version moved on after somebody had looked at it: before the round noticed,
+/// or so early that the newer one is on record already.
+#[test]
+fn a_decision_about_an_older_version_is_not_carried_out() {
+    for record in ["theirs", "newer"] {
+        for side in [Side::Local, Side::Remote] {
+            let decided = outcome(record, "newer", Some("theirs"), side);
+            assert_eq!(decided, Decision::Conflict, "{record} {side:?}");
+        }
+    }
+}
