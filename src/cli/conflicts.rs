@@ -283,12 +283,13 @@ fn resolve(path: &Path, choice: Choice, discard_edits: bool) -> Result<Exit, Fai
                 Choice::Remote => {
                     "the peer's version wins; this side's goes to the trash here".to_owned()
                 }
-                Choice::Both => match beside {
-                    Some(beside) => format!(
-                        "this side's version stays; the peer's is now {beside}, a file like any other"
-                    ),
-                    None => "this side's version stays".to_owned(),
-                },
+                Choice::Both => {
+                    let names: Vec<String> = beside.iter().map(ToString::to_string).collect();
+                    format!(
+                        "this side's version stays; the peer's is now {}, a file like any other",
+                        names.join(" and ")
+                    )
+                }
             });
             if outcome != Outcome::Durable {
                 print(

@@ -197,9 +197,33 @@ fn state(root: &Root, copy: &RelPath, conflict: &Conflict) -> Copy {
     }
 }
 
+/// Whether the conflicts at a path can end like that now; if not, why, and what to do.
+pub(super) fn allow<'a>(
+    details: impl Iterator<Item = &'a Detail>,
+    choice: Choice,
+    discard_edits: bool,
+) -> Result<(), Failure> {
+    let mut first: Option<&Detail> = None;
+    for detail in details {
+        detail.allows(choice, discard_edits)?;
+        match first {
+            Some(first) if choice == Choice::Remote && first.remote != detail.remote => {
+                return Err(Failure::new(format!(
+                    "{} and {} have different versions of {}: only one could win",
+                    first.peer, detail.peer, detail.path
+                ))
+                .hint("keep all of them with --both, or make the file what it should be and use --merged"));
+            }
+            Some(_) => {}
+            None => first = Some(detail),
+        }
+    }
+    Ok(())
+}
+
 impl Detail {
     /// Whether the conflict can end like that now; if not, why, and what to do.
-    pub(super) fn allows(&self, choice: Choice, discard_edits: bool) -> Result<(), Failure> {
+    fn allows(&self, choice: Choice, discard_edits: bool) -> Result<(), Failure> {
         let path = &self.path;
         if self.newer.is_some() {
             return Err(Failure::new(format!(
@@ -321,6 +345,18 @@ mod tests {
         }
         edited.allows(Choice::Both, true).unwrap_err();
         edited.allows(Choice::Merged, false).unwrap();
+    }
+
+    #[test]
+    fn of_several_peers_not_all_can_win() {
+        let (one, mut two) = (detail(None), detail(None));
+        let refused = |two: &Detail, choice| allow([&one, two].into_iter(), choice, false);
+        refused(&two, Choice::Remote).unwrap();
+        two.remote = Version::Directory;
+        two.peer = "disk".into();
+        let failure = refused(&two, Choice::Remote).unwrap_err();
+        assert!(failure.message.contains("host and disk"), "{failure}");
+        refused(&two, Choice::Local).unwrap();
     }
 
     #[test]

@@ -148,8 +148,8 @@ pub enum Response {
     Resolved {
         /// Done, or why it has to wait for the peer.
         outcome: Outcome,
-        /// The file that the peer's version has become.
-        beside: Option<RelPath>,
+        /// The files that the peers' versions have become.
+        beside: Vec<RelPath>,
     },
     /// To a question about the trash.
     Trash {

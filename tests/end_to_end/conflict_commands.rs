@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::conflict::{Pair, text};
-use crate::support::{Outcome, PROMPT, assert_same, eventually};
+use crate::support::{Outcome, PROMPT, Sandbox, assert_same, eventually};
 
 /// A pair with `dir/notes` in conflict.
 fn in_conflict() -> Pair {
@@ -268,6 +268,38 @@ fn a_directory_against_a_file_is_settled_either_way() {
         assert_settled(&pair);
         assert_eq!(text(pair.there(path)), winner);
     }
+}
+
+/// Two peers, each with a version of its own: not both can win, and all can be kept.
+#[test]
+fn the_versions_of_two_peers_are_both_kept() {
+    let sandbox = Sandbox::new();
+    let (tree, peer) = (sandbox.tree(), sandbox.peer());
+    let other = sandbox.root().join("other");
+    sandbox.sh(&tree, "echo base >x");
+    for peer in [&peer, &other] {
+        sandbox.mount_with(peer);
+        sandbox.flush();
+        sandbox.umount();
+    }
+    sandbox.sh(&tree, "echo mine >x");
+    sandbox.sh(&peer, "echo one >x");
+    sandbox.sh(&other, "echo two >x");
+    sandbox.mount();
+    sandbox.try_flush().expect_code(3);
+    let x = tree.join("x");
+    let resolve = |how| sandbox.run(["conflicts", "resolve", x.to_str().unwrap(), how]);
+    resolve("--remote")
+        .expect_code(1)
+        .expect_said(&["peer and other have different versions", "--both"]);
+    resolve("--both")
+        .ok()
+        .expect_said(&["x.theirs and x.theirs-2"]);
+    sandbox.flush();
+    assert_eq!(text(&x), "mine\n");
+    assert_eq!(sandbox.sh(&tree, "sort x.theirs*"), "one\ntwo\n");
+    assert_same(&tree, &peer);
+    assert_same(&tree, &other);
 }
 
 #[test]

@@ -42,14 +42,13 @@ impl Service {
         let (records, beside) = blocking(move || {
             let view = snapshot(&site)?;
             let found = conflicts::at(&view, &root(&site)?, &at)?;
-            for (_, detail) in &found {
-                detail.allows(choice, discard_edits)?;
-            }
+            let details = found.iter().map(|(_, detail)| detail);
+            conflicts::allow(details, choice, discard_edits)?;
             let records: Vec<Conflict> = found.into_iter().map(|(record, _)| record).collect();
-            let mut beside = None;
+            let mut beside = Vec::new();
             if choice == Choice::Both {
                 for record in &records {
-                    beside = Some(put_beside(&tree, record)?);
+                    beside.push(put_beside(&tree, record)?);
                 }
             }
             Ok((records, beside))
