@@ -15,7 +15,6 @@ use super::peers::Peers;
 use super::service::{Service, Stop, blocking};
 use super::site::{Order, Site, local_tree};
 use super::state::Record;
-use super::trash;
 use super::upkeep::keep_up;
 use crate::door::Door;
 use crate::fuse::{self, Mount, MountOptions};
@@ -105,9 +104,8 @@ async fn attend(
         let service = Arc::clone(&service);
         async move { server.serve(service).await }
     });
-    let upkeep = tokio::spawn(keep_up(site.journal.clone()));
+    let upkeep = tokio::spawn(keep_up(site.journal.clone(), Arc::clone(&site.reserved)));
     let mut ended = watch(mount)?;
-    let keeping = tokio::spawn(trash::keep_in_bounds(Arc::clone(&site.reserved)));
 
     say.announce(Announcement::Ready(ready(&site)?));
     tracing::info!(tree = %site.tree().display(), "mounted");
@@ -166,7 +164,6 @@ async fn attend(
             .or_fail(|| "the journal could not be closed: the next mount scans the tree".into())
     })
     .await;
-    keeping.abort();
     // Nobody finds the socket once the mirror's lock is free.
     serving.abort();
     let _ = serving.await;

@@ -11,16 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, OrFail};
 use super::lock::Lock;
-use super::service::blocking;
 use super::{locate, mounts, put, site};
 use crate::replica::look::Look;
 use crate::replica::trash::{Kept, Removed, RestoreError, Trash};
 use crate::replica::{Owner, Reserved, Root};
 use crate::replicator::LocalTree;
 use crate::tree::{Content, RelPath, Timestamp, scan};
-
-/// How often the trash is looked through for what is to go.
-const EVERY: Duration = Duration::from_secs(3600);
 
 /// What is said of a path that nothing was found for.
 pub const NOT_THERE: &str = "it is not in the trash";
@@ -191,26 +187,9 @@ pub(super) fn ago(age: Duration) -> Timestamp {
     }
 }
 
-/// Keeps a trash in bounds, now and then every hour, for as long as it is polled.
-pub(super) async fn keep_in_bounds(reserved: Arc<Reserved>) {
-    loop {
-        let reserved = Arc::clone(&reserved);
-        let expired = blocking(move || {
-            of(&reserved)?
-                .expire(Timestamp::now())
-                .or_fail(|| "cannot remove from the trash what is too old".into())
-        });
-        match expired.await {
-            Ok(Removed { files: 0, .. }) => {}
-            Ok(Removed { files, bytes, .. }) => {
-                tracing::info!(
-                    files,
-                    bytes,
-                    "removed from the trash what was too old or too much"
-                );
-            }
-            Err(failure) => tracing::warn!("{failure}"),
-        }
-        tokio::time::sleep(EVERY).await;
-    }
+/// Removes from a trash what is too old or too much.
+pub(super) fn expire(reserved: &Arc<Reserved>, now: Timestamp) -> Result<Removed, Failure> {
+    of(reserved)?
+        .expire(now)
+        .or_fail(|| "cannot remove from the trash what is too old".into())
 }

@@ -1,11 +1,14 @@
 //! What a daemon does from time to time so that nothing grows without bound.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mirrorfs_journal::{Durability, Journal};
 
 use super::service::blocking;
-use super::{Failure, OrFail};
+use super::{Failure, OrFail, trash};
+use crate::replica::Reserved;
+use crate::replica::trash::Removed;
 use crate::tree::Timestamp;
 
 /// How often.
@@ -33,15 +36,27 @@ const RETENTION: Retention = Retention {
 const AT_ONCE: u64 = 5_000;
 
 /// Works until the task is dropped.
-pub(super) async fn keep_up(journal: Journal) {
+pub(super) async fn keep_up(journal: Journal, reserved: Arc<Reserved>) {
     let mut due = tokio::time::interval(EVERY);
     loop {
         due.tick().await;
-        let journal = journal.clone();
-        match blocking(move || compact(&journal, RETENTION, Timestamp::now())).await {
+        let (journal, reserved) = (journal.clone(), Arc::clone(&reserved));
+        let now = Timestamp::now();
+        // The next hour is another chance for what fails.
+        match blocking(move || compact(&journal, RETENTION, now)).await {
             Ok(0) => {}
             Ok(forgotten) => tracing::debug!(forgotten, "compacted the journal"),
-            // The next hour is another chance.
+            Err(failure) => tracing::warn!("{failure}"),
+        }
+        match blocking(move || trash::expire(&reserved, now)).await {
+            Ok(Removed { files: 0, .. }) => {}
+            Ok(Removed { files, bytes, .. }) => {
+                tracing::info!(
+                    files,
+                    bytes,
+                    "removed from the trash what was too old or too much"
+                );
+            }
             Err(failure) => tracing::warn!("{failure}"),
         }
     }
