@@ -117,13 +117,18 @@ impl Peers {
             .collect()
     }
 
-    /// Goes on where a brake is engaged; how many peers that concerns.
-    pub fn resume(&self, only: Option<&str>, resume: Resume) -> usize {
-        let named = self
-            .0
-            .iter()
-            .filter(|peer| only.is_none_or(|name| name == peer.name));
-        named.map(|peer| peer.handle.resume(resume)).count()
+    /// Goes on where a brake is engaged; how many peers that concerns, and which files had
+    /// been deleted here before it was engaged.
+    pub fn resume(&self, only: Option<&str>, resume: Resume) -> (usize, Vec<RelPath>) {
+        let (mut count, mut wiped) = (0, Vec::new());
+        for peer in &self.0 {
+            if only.is_none_or(|name| name == peer.name) {
+                wiped.extend(peer.handle.status().wiped);
+                peer.handle.resume(resume);
+                count += 1;
+            }
+        }
+        (count, wiped)
     }
 
     /// Settles a conflict with the peer it is with, and waits until that was tried; none

@@ -147,10 +147,13 @@ impl Serve for Service {
                 } else {
                     Resume::Refill
                 };
-                let peers = self.peers.read().await;
-                Ok(Response::Resumed {
-                    peers: peers.resume(peer.as_deref(), resume),
-                })
+                let (peers, wiped) = self.peers.read().await.resume(peer.as_deref(), resume);
+                if resume == Resume::Refill && !wiped.is_empty() {
+                    self.bring_back(wiped).await
+                } else {
+                    Ok(())
+                }
+                .map(|()| Response::Resumed { peers })
             }
             Request::Conflict { path } => self.conflicts(path).await,
             Request::Resolve {

@@ -195,10 +195,13 @@ pub fn local_tree(site: &Site, door: Option<Arc<Mutex<Door>>>) -> Result<LocalTr
     } else {
         None
     };
+    let staging = Staging::new(&site.reserved).or_fail(message)?;
+    // What an earlier life left there is of no use to this one.
+    staging.clean(&|_| false).or_fail(message)?;
     Ok(LocalTree {
         filesystem: Arc::clone(&site.filesystem),
         door,
-        staging: Arc::new(Staging::new(&site.reserved).or_fail(message)?),
+        staging: Arc::new(staging),
         reserved: Arc::clone(&site.reserved),
         owner,
     })

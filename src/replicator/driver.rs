@@ -75,8 +75,11 @@ pub(super) struct Driver {
     pruned: u64,
     /// What the last round could not do, and what the agent says it cannot.
     problems: (Problems, Problems),
-    /// When rounds have deleted files here, and how many.
-    deleted: Vec<(Instant, usize)>,
+    /// When rounds have deleted files here, and which.
+    deleted: Vec<(Instant, Vec<RelPath>)>,
+    /// The files that rounds have made here lately. If they go again, as what programs
+    /// write and rename does, nothing is being wiped.
+    created: HashMap<RelPath, Instant>,
     /// Deletions that wait for more of them.
     gathering: Option<usize>,
 }
@@ -119,6 +122,7 @@ impl Driver {
             problems: Default::default(),
             gathering: None,
             deleted: Vec::new(),
+            created: HashMap::new(),
         }
     }
 
@@ -413,12 +417,13 @@ impl Driver {
         self.round_number += 1;
         let number = self.round_number;
         self.deleted
-            .retain(|(at, count)| *count > 0 && at.elapsed() < LATELY);
+            .retain(|(at, files)| !files.is_empty() && at.elapsed() < LATELY);
+        self.created.retain(|_, at| at.elapsed() < LATELY);
         let orders = Orders {
             policy: self.context.policy,
             resume: self.resume,
             deletions_before: self.gathering,
-            deleted_lately: self.deleted.iter().map(|(_, count)| count).sum(),
+            deleted_lately: self.deleted.iter().map(|(_, files)| files.len()).sum(),
             scanned: self.context.scanned,
             resolutions: self.resolutions.clone(),
             agree,
@@ -449,9 +454,21 @@ impl Driver {
         if let Some(round) = &self.round {
             let round = lock(round);
             self.gathering = round.gathering;
-            self.deleted.push((Instant::now(), round.deleted()));
+            let now = Instant::now();
+            let old = round
+                .deleted()
+                .filter(|path| !self.created.contains_key(*path));
+            self.deleted.push((now, old.cloned().collect()));
+            self.created
+                .extend(round.created().map(|path| (path.clone(), now)));
             let mut status = lock(&self.status);
             status.halt_reason.clone_from(&round.braked);
+            if round.braked.is_none() {
+                status.wiped.clear();
+            } else if status.wiped.is_empty() {
+                let files = self.deleted.iter().flat_map(|(_, files)| files);
+                status.wiped = files.cloned().collect();
+            }
             self.problems.0.clone_from(&round.problems);
             status.problems = self.problems();
             // An order that came while the round was under way is for the next one.
@@ -466,8 +483,29 @@ impl Driver {
                 self.context.scanned = false;
             }
         }
+        self.forget_staged();
         self.prune(n);
         Event::Accepted(n)
+    }
+
+    /// What was brought into staging for the round, and is in the tree by now, goes. (What
+    /// a round that failed has fetched stays for the next one.)
+    fn forget_staged(&self) {
+        let Some(round) = &self.round else { return };
+        let hashes = lock(round).staged_contents();
+        if hashes.is_empty() {
+            return;
+        }
+        let staging = Arc::clone(&self.context.tree.staging);
+        spawn_blocking(move || {
+            for hash in hashes {
+                // Another peer's round may be about to use it: then that one fetches it.
+                if let Err(error) = staging.forget(hash) {
+                    tracing::warn!(%error, "a content stays in staging until the next mount");
+                    return;
+                }
+            }
+        });
     }
 
     /// The filesystem remembers when each node changed for the sake of decisions that

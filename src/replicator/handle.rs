@@ -79,6 +79,8 @@ pub struct PeerStatus {
     pub last_error: Option<String>,
     /// What a person has to decide.
     pub halt_reason: Option<String>,
+    /// While a brake holds deletions here: the files that went before it was engaged.
+    pub wiped: Vec<RelPath>,
     /// Paths with a problem, on either side.
     pub problems: Vec<(RelPath, String)>,
     /// Why the peer's directory is scanned instead of watched.
@@ -153,6 +155,7 @@ impl Handle {
             settled: false,
             last_error: None,
             halt_reason: None,
+            wiped: Vec::new(),
             problems: Vec::new(),
             degraded: None,
             preview: None,

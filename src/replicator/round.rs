@@ -701,14 +701,52 @@ fn summarise(round: &mut Round, snapshot: &Snapshot, orders: &Orders) -> Result<
 }
 
 impl Round {
-    /// How many files the round has deleted here.
-    pub fn deleted(&self) -> usize {
-        let file = |entry: &Entry| entry.content != Content::Directory;
+    /// The files that the round has deleted here.
+    pub fn deleted(&self) -> impl Iterator<Item = &RelPath> {
+        self.files_that(|before, after| before.is_some() && after.is_none())
+    }
+
+    /// The files that the round has made here.
+    pub fn created(&self) -> impl Iterator<Item = &RelPath> {
+        self.files_that(|before, after| before.is_none() && after.is_some())
+    }
+
+    fn files_that(
+        &self,
+        changed: impl Fn(Option<&Entry>, Option<&Entry>) -> bool,
+    ) -> impl Iterator<Item = &RelPath> {
+        fn file(entry: &Option<Entry>) -> Option<&Entry> {
+            let entry = entry.as_ref();
+            entry.filter(|entry| entry.content != Content::Directory)
+        }
         self.local_steps
             .iter()
-            .filter(|step| step.after.is_none() && step.before.as_ref().is_some_and(file))
-            .filter(|step| !self.refused.contains(&step.path))
-            .count()
+            .filter(move |step| changed(file(&step.before), file(&step.after)))
+            .map(|step| &step.path)
+            .filter(|path| !self.refused.contains(*path))
+    }
+
+    /// The contents that the mounted side's steps and the copies of conflicts needed.
+    pub fn staged_contents(&self) -> Vec<ContentHash> {
+        let steps = self.local_steps.iter().filter_map(|step| {
+            let changed = step.before.as_ref().map(|entry| &entry.content);
+            step.after
+                .as_ref()
+                .map(|entry| &entry.content)
+                .filter(|content| Some(*content) != changed)
+        });
+        let copies = self
+            .found
+            .iter()
+            .filter_map(|found| found.conflict.remote.as_ref())
+            .map(|entry| &entry.content);
+        steps
+            .chain(copies)
+            .filter_map(|content| match content {
+                Content::File { hash, .. } => Some(*hash),
+                _ => None,
+            })
+            .collect()
     }
 
     /// The base that both sides hold once the agent has applied all but the steps that

@@ -111,6 +111,11 @@ fn changes_on_the_peer_arrive_in_the_mount() {
         status.conflicts.is_empty() && status.problems.is_empty(),
         "{status:?}"
     );
+    sandbox.umount();
+    for side in [sandbox.tree(), sandbox.peer()] {
+        let left = sandbox.reserved_contents(&side, "staging");
+        assert!(left.is_empty(), "{} files left in staging", left.len());
+    }
 }
 
 /// A change on the peer is in the mount with its content at once when its name is: no
