@@ -19,7 +19,7 @@ use super::attributes::{Attributes, kind_of};
 use super::lower::{c_name, open_beneath, stat_name, stat_open};
 use super::ops_meta::user_xattrs;
 use super::{Error, Filesystem};
-use crate::tree::{Ino, Kind, RESERVED, RelPath, Xattrs};
+use crate::tree::{Attr, Ino, Kind, RESERVED, RelPath, Xattrs};
 
 /// What a scan found.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -383,14 +383,17 @@ impl Scan<'_> {
                         attr,
                         target,
                     })?;
-                } else {
+                    changed = true;
+                } else if beyond_change_time(node, &attr) {
+                    changed = true;
                     self.record(Change::Attr { ino, attr })?;
                 }
-                changed = true;
             }
             Kind::Special => {
-                changed = true;
-                self.record(Change::Attr { ino, attr })?;
+                if beyond_change_time(node, &attr) {
+                    changed = true;
+                    self.record(Change::Attr { ino, attr })?;
+                }
             }
         }
         if let Some(xattrs) = self.xattrs(place, found, path)
@@ -445,6 +448,16 @@ impl Name<'_> {
 /// Size and times of a directory follow from its names.
 fn directory_differs(node: &Node, found: &Attributes) -> bool {
     node.attr.mode != found.mode || node.attr.uid != found.uid || node.attr.gid != found.gid
+}
+
+/// Whether more than the change time differs. By itself it says of anything without
+/// content only that a name of it came or went, which is not recorded for these.
+fn beyond_change_time(node: &Node, found: &Attr) -> bool {
+    let recorded = Attr {
+        ctime: found.ctime,
+        ..node.attr
+    };
+    recorded != *found
 }
 
 fn open_and_list(directory: &Pending) -> Result<(Arc<OwnedFd>, Vec<Listing>), Errno> {

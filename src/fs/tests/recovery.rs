@@ -1,10 +1,12 @@
 //! After any work behind the filesystem's back, recovery makes the recorded tree
 //! equal to lower.
 
+use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use proptest::prelude::*;
+use rustix::fs::{AtFlags, CWD, FileType, Timespec, Timestamps};
 
 use super::{Fixture, path};
 use crate::fs::FsOptions;
@@ -91,6 +93,45 @@ fn renames_through_the_filesystem_are_no_changes_of_content() {
     t.fs.unlink(&own, t.root(), b"g").unwrap();
     let report = recovered(&t);
     assert_eq!(report.changed, 0);
+}
+
+#[test]
+fn a_name_that_comes_or_goes_changes_no_link_and_no_special_file() {
+    let t = Fixture::new();
+    let own = crate::fs::Caller::own();
+    let symlink =
+        t.fs.symlink(&own, t.root(), b"symlink", b"nowhere")
+            .unwrap();
+    let fifo =
+        t.fs.mknod(&own, t.root(), b"fifo", FileType::Fifo, 0o644, 0, 0)
+            .unwrap();
+    for (found, name) in [(symlink, b"symlink".as_slice()), (fifo, b"fifo")] {
+        let further = [name, b"-2"].concat();
+        let before = found.attributes.ctime;
+        // Until lower's clock has moved on, which ticks every few milliseconds.
+        while t.fs.getattr(found.attributes.ino).unwrap().ctime == before {
+            t.fs.link(found.attributes.ino, t.root(), &further).unwrap();
+            t.fs.unlink(&own, t.root(), &further).unwrap();
+        }
+    }
+    let report = recovered(&t);
+    assert_eq!((report.created, report.changed, report.removed), (0, 0, 0));
+    // What does say something is found: another owner, mode or time.
+    std::fs::set_permissions(t.tree.join("fifo"), Permissions::from_mode(0o600)).unwrap();
+    let (later, at) = (
+        Timespec {
+            tv_sec: 1_700_000_000,
+            tv_nsec: 0,
+        },
+        t.tree.join("symlink"),
+    );
+    let times = Timestamps {
+        last_access: later,
+        last_modification: later,
+    };
+    rustix::fs::utimensat(CWD, &at, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    assert_eq!(recovered(&t).changed, 2);
+    assert_eq!(recovered(&t).changed, 0);
 }
 
 #[test]
