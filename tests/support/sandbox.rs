@@ -68,7 +68,7 @@ impl Sandbox {
         if user.is_some() {
             // The checkout may be closed to others.
             let copy = root.join("bin/mirrorfs");
-            std::fs::copy(&program, &copy).unwrap();
+            install(&program, &copy);
             program = copy;
         }
         let (alive, watch) = mpsc::channel();
@@ -420,6 +420,14 @@ impl Drop for Sandbox {
         tear_down(&self.root);
         std::fs::remove_dir_all(&self.root).ok();
     }
+}
+
+/// Copies a program, in a process of its own: a child that another test starts meanwhile
+/// would inherit the descriptor that writes it, and until that is closed nobody can run it
+/// (ETXTBSY).
+fn install(program: &Path, to: &Path) {
+    let mut command = Command::new("cp");
+    run(command.arg(program).arg(to), COMMAND).ok();
 }
 
 /// Kills what runs in a sandbox and unmounts what is mounted there, by force.
