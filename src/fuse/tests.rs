@@ -217,6 +217,42 @@ f = open('log'); fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); f.close()
 }
 
 #[test]
+fn what_the_protocol_cannot_carry_is_refused_and_nothing_happens() {
+    let Some(mut m) = Mounted::new() else { return };
+    m.python(
+        "
+import errno, fcntl, os, subprocess
+content = os.urandom(16384)
+with open('f', 'wb') as f: f.write(content)
+def allocate(*how):
+    return subprocess.run(['fallocate', *how, 'f'], env={**os.environ, 'LC_ALL': 'C'},
+                          capture_output=True, text=True)
+# Allocating, with and without a new size, punching, zeroing.
+for how in [['-l', '20000'], ['-n', '-l', '30000'], ['-p', '-o', '4096', '-l', '4096'],
+            ['-z', '-o', '8192', '-l', '100'], ['-z', '-n', '-o', '20000', '-l', '1']]:
+    done = allocate(*how)
+    assert done.returncode == 0, done
+content = (content[:4096] + bytes(4096) + bytes(100) + content[8292:]).ljust(20000, b'\\0')
+assert open('f', 'rb').read() == content
+# Taking a range out, and putting one in.
+for how in ['-c', '-i']:
+    done = allocate(how, '-o', '4096', '-l', '4096')
+    assert 'not supported' in done.stderr, done
+assert open('f', 'rb').read() == content
+def refused(error, call):
+    try: call()
+    except OSError as refusal: assert refusal.errno == error, refusal
+    else: assert False
+refused(errno.EOPNOTSUPP, lambda: os.open('.', os.O_TMPFILE | os.O_RDWR))
+# FS_IOC_GETFLAGS, as lsattr asks.
+refused(errno.ENOTTY, lambda: fcntl.ioctl(os.open('f', os.O_RDONLY), 0x80086601, bytes(8)))
+assert subprocess.check_output(['stat', '-c', '%W', 'f']).strip() == b'0'
+",
+    );
+    m.down();
+}
+
+#[test]
 fn inode_numbers_and_times_survive_a_remount() {
     let Some(mut m) = Mounted::new() else { return };
     m.sh("mkdir -p a/b && echo x > a/b/f && ln a/b/f a/g");
