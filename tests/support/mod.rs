@@ -8,6 +8,7 @@
     reason = "each test program uses its own part of what is here"
 )]
 
+pub mod capture;
 pub mod compare;
 pub mod disk;
 pub mod process;
@@ -18,8 +19,10 @@ pub mod repository;
 pub mod sandbox;
 pub mod server;
 pub mod status;
+pub mod tool;
 pub mod wait;
 
+pub use capture::assert_captured;
 pub use compare::{assert_same, assert_same_except};
 pub use process::Role;
 pub use program::Outcome;

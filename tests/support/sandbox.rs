@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::process::{self, Process, Role};
 use super::program::{Outcome, run};
 use super::status::Status;
+use super::tool;
 use super::wait::{PROMPT, eventually, wait_until};
 
 /// Longest that one command of mirrorfs may take in these tests.
@@ -116,6 +117,14 @@ impl Sandbox {
     /// The built program, where everybody can run it.
     pub fn program(&self) -> &Path {
         &self.program
+    }
+
+    /// An outside test suite that `./test` has installed, where everybody can run it.
+    #[track_caller]
+    pub fn tool(&self, name: &str) -> PathBuf {
+        let copy = self.root.join("bin").join(name);
+        install(&tool::installed(name), &copy);
+        copy
     }
 
     /// Sets a variable for every command from now on.
