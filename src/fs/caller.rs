@@ -33,6 +33,11 @@ impl Caller {
         self.uid == 0
     }
 
+    /// The caller, if setuid and setgid bits have to go where it changes a file.
+    pub(super) fn unprivileged(&self) -> Option<&Self> {
+        (!self.is_privileged()).then_some(self)
+    }
+
     /// Whether the caller belongs to a group. The request carries the primary one
     /// only; the others are looked up.
     pub(super) fn in_group(&self, gid: u32) -> bool {

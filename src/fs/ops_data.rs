@@ -33,14 +33,14 @@ impl Filesystem {
         read_full(&file, offset, buffer)
     }
 
-    /// Writes to a file. `drop_privileges` is the kernel's word that setuid and setgid
-    /// have to go.
+    /// Writes to a file. `unprivileged` is the caller where the kernel says that setuid
+    /// and setgid have to go.
     pub fn write(
         &self,
         ino: Ino,
         offset: u64,
         content: &[u8],
-        drop_privileges: bool,
+        unprivileged: Option<&Caller>,
     ) -> Result<usize> {
         self.writable()?;
         let _namespace = self.namespace.read();
@@ -52,7 +52,7 @@ impl Filesystem {
             offset..offset.saturating_add(len).min(size)
         });
         let written = rustix::io::pwrite(&file, content, offset)?;
-        let attributes = self.after_write(&file, drop_privileges)?;
+        let attributes = self.after_write(&file, unprivileged)?;
         self.record_node(Origin::Local, &node, || Change::Write {
             ino,
             offset,
@@ -62,12 +62,16 @@ impl Filesystem {
         Ok(written)
     }
 
-    /// The attributes after a change of content, without setuid and setgid where the
-    /// caller may not keep them: lower leaves them to root, which we are.
-    pub(super) fn after_write(&self, file: &OwnedFd, drop_privileges: bool) -> Result<Attributes> {
+    /// The attributes after a change of content, without setuid and setgid where an
+    /// unprivileged caller may not keep them: lower leaves them to root, which we are.
+    pub(super) fn after_write(
+        &self,
+        file: &OwnedFd,
+        unprivileged: Option<&Caller>,
+    ) -> Result<Attributes> {
         let attributes = stat_open(file.as_fd())?;
-        let privileged = privileged_bits(&attributes);
-        if !drop_privileges || privileged == 0 {
+        let privileged = unprivileged.map_or(0, |caller| privileged_bits(&attributes, caller));
+        if privileged == 0 {
             return Ok(attributes);
         }
         rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode & !privileged))?;
@@ -107,7 +111,7 @@ impl Filesystem {
             }
         });
         rustix::fs::fallocate(&file, mode, offset, len)?;
-        let attributes = self.after_write(&file, !caller.is_privileged())?;
+        let attributes = self.after_write(&file, caller.unprivileged())?;
         let len = if shifts {
             before.size.max(attributes.size).saturating_sub(offset)
         } else {
@@ -164,7 +168,7 @@ impl Filesystem {
         if copied == 0 {
             return Ok(0);
         }
-        let attributes = self.after_write(&file, !caller.is_privileged())?;
+        let attributes = self.after_write(&file, caller.unprivileged())?;
         self.record_node(Origin::Local, &to, || Change::Write {
             ino: target,
             offset: target_offset,
@@ -232,17 +236,16 @@ impl Filesystem {
     }
 }
 
-/// The setuid bit, and the setgid bit where it is not the mark of mandatory locking.
-pub(super) fn privileged_bits(attributes: &Attributes) -> u32 {
+/// What goes when a caller changes a file who may not keep it: the setuid bit, and the
+/// setgid bit, which stays only where there is no group execution and the caller belongs
+/// to the group. That is the kernel's rule (`setattr_should_drop_sgid`).
+pub(super) fn privileged_bits(attributes: &Attributes, caller: &Caller) -> u32 {
+    let mode = attributes.mode;
     if attributes.file_type == FileType::Directory {
         return 0;
     }
-    let setgid = if attributes.mode & 0o010 != 0 {
-        0o2000
-    } else {
-        0
-    };
-    attributes.mode & (0o4000 | setgid)
+    let setgid = mode & 0o2000 != 0 && (mode & 0o010 != 0 || !caller.in_group(attributes.gid));
+    mode & 0o4000 | if setgid { 0o2000 } else { 0 }
 }
 
 /// Reads until the buffer is full or the file ends: a short answer means the end to

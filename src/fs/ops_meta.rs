@@ -55,7 +55,7 @@ impl Filesystem {
             let file = self.file(&node, Use::Write)?;
             self.preserve(ino, &file, |before| size..before.max(size));
             rustix::fs::ftruncate(&file, size)?;
-            let attributes = self.after_write(&file, !caller.is_privileged())?;
+            let attributes = self.after_write(&file, caller.unprivileged())?;
             let n = self.record_node(origin, &node, || Change::Truncate {
                 ino,
                 attr: attributes.recorded(),
@@ -91,11 +91,12 @@ impl Filesystem {
                 changes.gid.map(Gid::from_raw),
                 AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW,
             )?;
-            // Lower clears these for anybody but a directory; make sure of it, whoever
-            // lower takes us for.
+            // Lower clears these for root, which we are; for others more may have to go.
             let after = stat_open(handle.as_fd())?;
-            let privileged = privileged_bits(&after);
-            if !caller.is_privileged() && privileged != 0 && node.file_type == before.file_type {
+            let privileged = caller
+                .unprivileged()
+                .map_or(0, |caller| privileged_bits(&before, caller));
+            if after.mode & privileged != 0 {
                 rustix::fs::chmod(&path, Mode::from_raw_mode(after.mode & !privileged))?;
             }
         }

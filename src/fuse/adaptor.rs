@@ -346,7 +346,7 @@ impl fuser::Filesystem for Adaptor {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -356,10 +356,13 @@ impl fuser::Filesystem for Adaptor {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let drop_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let caller = caller(request);
+        let unprivileged = write_flags
+            .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            .then_some(&caller);
         match self
             .filesystem
-            .write(self.ids.ino(ino), offset, content, drop_privileges)
+            .write(self.ids.ino(ino), offset, content, unprivileged)
         {
             Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(error)),

@@ -67,9 +67,9 @@ fn a_cut_outlives_every_kind_of_change() {
         .collect();
     let expected = lower_files(&t);
     let cut = t.fs.open_cut().unwrap();
-    t.fs.write(files[0], 100, &[99; 5000], false).unwrap();
-    t.fs.write(files[0], 3000, &[98; 5000], false).unwrap();
-    t.fs.write(files[0], 19_000, &[97; 5000], false).unwrap();
+    t.fs.write(files[0], 100, &[99; 5000], None).unwrap();
+    t.fs.write(files[0], 3000, &[98; 5000], None).unwrap();
+    t.fs.write(files[0], 19_000, &[97; 5000], None).unwrap();
     for size in [5, 30_000] {
         let size = Changes {
             size: Some(size),
@@ -78,7 +78,7 @@ fn a_cut_outlives_every_kind_of_change() {
         t.fs.setattr(&own, files[1], &size).unwrap();
     }
     t.fs.unlink(&own, dir, b"f2").unwrap();
-    t.fs.write(files[2], 0, b"written after it was unlinked", false)
+    t.fs.write(files[2], 0, b"written after it was unlinked", None)
         .unwrap();
     t.fs.forget(files[2], 1);
     t.fs.rename(&own, dir, b"f3", dir, b"f4", RenameFlags::empty())
@@ -142,10 +142,10 @@ fn a_full_spool_abandons_the_cut_and_not_the_writer() {
     let ino = t.create(t.root(), "f", &[1; 20_000]);
     let cut = t.fs.open_cut().unwrap();
     let file = cut.open(ino, &path("f")).unwrap();
-    t.fs.write(ino, 0, &[2; 9000], false).unwrap();
+    t.fs.write(ino, 0, &[2; 9000], None).unwrap();
     assert!(!cut.abandoned());
     assert_eq!(file.read_at(&mut [0; 10], 0).unwrap(), 10);
-    t.fs.write(ino, 9000, &[2; 9000], false).unwrap();
+    t.fs.write(ino, 9000, &[2; 9000], None).unwrap();
     assert!(cut.abandoned());
     assert!(file.read_at(&mut [0; 10], 0).is_err());
     drop((file, cut));
@@ -179,11 +179,11 @@ fn only_what_is_needed_is_kept() {
     let other = t.create(t.root(), "other", &[1; 5000]);
     let cut = t.fs.open_cut().unwrap();
     cut.needs(HashSet::from([needed]));
-    t.fs.write(other, 0, &[2; 5000], false).unwrap();
-    t.fs.write(needed, 0, &[2; 500], false).unwrap();
+    t.fs.write(other, 0, &[2; 5000], None).unwrap();
+    t.fs.write(needed, 0, &[2; 500], None).unwrap();
     assert_eq!(read_file(&cut, needed, &path("needed"), 500), [1; 500]);
     cut.done(needed);
-    t.fs.write(needed, 0, &[3; 500], false).unwrap();
+    t.fs.write(needed, 0, &[3; 500], None).unwrap();
     assert!(!cut.abandoned());
     // A closed cut leaves nothing behind.
     let nodes = t.fs.known_nodes();
@@ -260,7 +260,7 @@ fn cuts_under_concurrent_work() {
                         }
                         (_, Ok(ino)) => {
                             let content = vec![next(256) as u8; next(6000) as usize + 1];
-                            t.fs.write(ino, next(9000), &content, false).map(drop)
+                            t.fs.write(ino, next(9000), &content, None).map(drop)
                         }
                         (_, Err(_)) => {
                             t.fs.create(&own, dir, name, 0o644, 0, true)
@@ -337,7 +337,7 @@ fn run(t: &Fixture, step: &Step) {
             len,
             byte,
         } => ino(file).and_then(|ino| {
-            t.fs.write(ino, u64::from(*at), &vec![*byte; usize::from(*len)], false)
+            t.fs.write(ino, u64::from(*at), &vec![*byte; usize::from(*len)], None)
                 .map(drop)
         }),
         Step::Truncate { file, size } => ino(file).and_then(|ino| {

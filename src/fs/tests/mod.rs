@@ -103,10 +103,7 @@ impl Fixture {
             .attributes
             .ino;
         if !content.is_empty() {
-            assert_eq!(
-                self.fs.write(ino, 0, content, false).unwrap(),
-                content.len()
-            );
+            assert_eq!(self.fs.write(ino, 0, content, None).unwrap(), content.len());
         }
         ino
     }

@@ -15,9 +15,9 @@ fn every_kind_of_change_is_captured() {
     let own = Caller::own();
     let dir = t.mkdir(t.root(), "dir");
     let a = t.create(dir, "a", b"hello world");
-    fs.write(a, 6, b"there", false).unwrap();
+    fs.write(a, 6, b"there", None).unwrap();
     t.assert_captured();
-    fs.write(a, 100, b"sparse", false).unwrap();
+    fs.write(a, 100, b"sparse", None).unwrap();
     let size = Changes {
         size: Some(50),
         ..Changes::default()
@@ -193,7 +193,7 @@ fn an_unlinked_file_lives_until_it_is_forgotten() {
     let before = t.fs.known_nodes();
     t.fs.unlink(&own, t.root(), b"f").unwrap();
     assert_eq!(t.read(ino), b"content");
-    t.fs.write(ino, 0, b"C", false).unwrap();
+    t.fs.write(ino, 0, b"C", None).unwrap();
     assert_eq!(t.fs.getattr(ino).unwrap().nlink, 0);
     assert_eq!(t.read(ino), b"Content");
     t.assert_captured();
@@ -218,7 +218,7 @@ fn few_descriptors_are_enough() {
     }
     for (depth, ino) in files.iter().enumerate() {
         assert_eq!(t.read(*ino), format!("{depth}").as_bytes());
-        t.fs.write(*ino, 0, b"x", false).unwrap();
+        t.fs.write(*ino, 0, b"x", None).unwrap();
     }
     t.assert_captured();
 }
@@ -227,6 +227,11 @@ fn few_descriptors_are_enough() {
 fn setuid_goes_when_somebody_else_writes() {
     let t = Fixture::new();
     let own = Caller::own();
+    let user = Caller {
+        uid: 12345,
+        gid: 12345,
+        pid: 0,
+    };
     let ino = t.create(t.root(), "f", b"x");
     let suid = Changes {
         mode: Some(0o6755),
@@ -235,22 +240,30 @@ fn setuid_goes_when_somebody_else_writes() {
     let (told, stale) = crossbeam_channel::unbounded();
     t.fs.on_stale_attributes(Some(Box::new(move |ino| told.send(ino).unwrap())));
     t.fs.setattr(&own, ino, &suid).unwrap();
-    t.fs.write(ino, 0, b"y", false).unwrap();
+    t.fs.write(ino, 0, b"y", None).unwrap();
     assert_eq!(t.fs.getattr(ino).unwrap().mode, 0o6755);
-    t.fs.write(ino, 0, b"y", true).unwrap();
+    t.fs.write(ino, 0, b"y", Some(&user)).unwrap();
     assert_eq!(t.fs.getattr(ino).unwrap().mode, 0o755);
     assert_eq!(stale.try_recv(), Ok(ino));
     t.fs.setattr(&own, ino, &suid).unwrap();
-    let user = Caller {
-        uid: 12345,
-        gid: 12345,
-        pid: 0,
-    };
     let truncate = Changes {
         size: Some(0),
         ..Changes::default()
     };
     assert_eq!(t.fs.setattr(&user, ino, &truncate).unwrap().mode, 0o755);
+    t.assert_captured();
+    // Without group execution it goes for those outside the group only.
+    let group = |gid| Changes {
+        mode: Some(0o2646),
+        gid: Some(gid),
+        ..Changes::default()
+    };
+    t.fs.setattr(&own, ino, &group(user.gid)).unwrap();
+    t.fs.write(ino, 0, b"z", Some(&user)).unwrap();
+    assert_eq!(t.fs.getattr(ino).unwrap().mode, 0o2646);
+    t.fs.setattr(&own, ino, &group(0)).unwrap();
+    t.fs.write(ino, 0, b"z", Some(&user)).unwrap();
+    assert_eq!(t.fs.getattr(ino).unwrap().mode, 0o646);
     t.assert_captured();
 }
 
@@ -386,7 +399,7 @@ fn the_door_places_what_was_expected_and_nothing_else() {
     drop(ticket);
 
     // It changed after the decision.
-    t.fs.write(ino, 0, b"N", false).unwrap();
+    t.fs.write(ino, 0, b"N", None).unwrap();
     let expect = Expect::Node {
         ino,
         unchanged_since: n,
@@ -411,7 +424,7 @@ fn the_door_places_what_was_expected_and_nothing_else() {
 
     // The displaced file is still open somewhere, and written to.
     assert_eq!(t.fs.getattr(ino).unwrap().nlink, 0);
-    t.fs.write(ino, 3, b"er", false).unwrap();
+    t.fs.write(ino, 3, b"er", None).unwrap();
     assert_eq!(trash(&t), [b"Newer"]);
     let problems = t.fs.problems();
     assert!(
@@ -537,7 +550,7 @@ fn the_trash_is_no_hard_link() {
     };
     let _ticket = t.fs.register(op, Origin::Peer(PeerId(1)));
     place(&t, &staged, "f").unwrap();
-    t.fs.write(ino, 0, b"CONTENT", false).unwrap();
+    t.fs.write(ino, 0, b"CONTENT", None).unwrap();
     assert_eq!(trash(&t), [b"content"]);
     assert_eq!(t.fs.getattr(ino).unwrap().nlink, 1);
     t.assert_captured();
@@ -554,7 +567,7 @@ fn a_file_with_names_that_nobody_looked_up_stays_captured() {
     let ino = t.find("a");
     let cut = t.fs.open_cut().unwrap();
     t.fs.unlink(&own, t.root(), b"a").unwrap();
-    t.fs.write(ino, 0, b"CONTENT", false).unwrap();
+    t.fs.write(ino, 0, b"CONTENT", None).unwrap();
     t.assert_captured();
     let mut old = [0; 7];
     cut.open(ino, &path("a"))
@@ -569,7 +582,7 @@ fn a_file_with_names_that_nobody_looked_up_stays_captured() {
         t.fs.unlink(&own, t.root(), name.as_bytes()).unwrap();
         t.assert_captured();
     }
-    t.fs.write(ino, 0, b"unnamed", false).unwrap();
+    t.fs.write(ino, 0, b"unnamed", None).unwrap();
     assert_eq!(t.read(ino), b"unnamed");
     t.assert_captured();
 }
