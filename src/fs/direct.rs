@@ -70,7 +70,7 @@ impl Filesystem {
                 ..
             } => self.at(caller, path, |ino| {
                 if let Some(xattrs) = xattrs {
-                    let known = self.listxattr(ino)?;
+                    let known = self.listxattr(caller, ino)?;
                     let stale = known
                         .split(|byte| *byte == 0)
                         .filter(|name| name.starts_with(b"user.") && !xattrs.contains_key(*name));

@@ -126,13 +126,24 @@ impl Filesystem {
         read_growing(|buffer| rustix::fs::getxattr(&path, &name, buffer))
     }
 
-    /// Lists extended attributes, each name followed by a NUL.
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+    /// Lists the extended attributes that a caller may know of, each name followed by a
+    /// NUL.
+    pub fn listxattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
         let _namespace = self.namespace.read();
         let node = self.node(ino)?;
         let handle = self.handle(&node)?;
         let path = proc_path(handle.as_fd());
-        read_growing(|buffer| rustix::fs::listxattr(&path, buffer))
+        let names = read_growing(|buffer| rustix::fs::listxattr(&path, buffer))?;
+        if caller.is_privileged() {
+            return Ok(names);
+        }
+        // Lower shows them to us because we are root. What counts is CAP_SYS_ADMIN, which
+        // the request does not tell.
+        Ok(names
+            .split_inclusive(|byte| *byte == 0)
+            .filter(|name| !name.starts_with(b"trusted."))
+            .collect::<Vec<_>>()
+            .concat())
     }
 
     /// Sets an extended attribute.

@@ -522,8 +522,11 @@ impl fuser::Filesystem for Adaptor {
         xattr(reply, size, value);
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        xattr(reply, size, self.filesystem.listxattr(self.ids.ino(ino)));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self
+            .filesystem
+            .listxattr(&caller(request), self.ids.ino(ino));
+        xattr(reply, size, names);
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

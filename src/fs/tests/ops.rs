@@ -96,7 +96,7 @@ fn every_kind_of_change_is_captured() {
         .unwrap();
     fs.removexattr(&own, b, b"user.k").unwrap();
     assert_eq!(fs.getxattr(b, b"user.l").unwrap(), b"w");
-    assert_eq!(fs.listxattr(b).unwrap(), b"user.l\0");
+    assert_eq!(fs.listxattr(&own, b).unwrap(), b"user.l\0");
     t.assert_captured();
     let target = t.create(t.root(), "copy", b"");
     assert_eq!(fs.copy_file_range(&own, b, 1, target, 10, 2).unwrap(), 2);
@@ -265,6 +265,34 @@ fn setuid_goes_when_somebody_else_writes() {
     t.fs.write(ino, 0, b"z", Some(&user)).unwrap();
     assert_eq!(t.fs.getattr(ino).unwrap().mode, 0o646);
     t.assert_captured();
+}
+
+#[test]
+fn trusted_attributes_are_listed_to_root_only() {
+    let t = Fixture::new();
+    let own = Caller::own();
+    let ino = t.create(t.root(), "f", b"x");
+    for name in [&b"user.a"[..], b"trusted.b"] {
+        match t.fs.setxattr(&own, ino, name, b"v", XattrFlags::empty()) {
+            // Needs CAP_SYS_ADMIN.
+            Err(Errno::PERM) if name == b"trusted.b" => return,
+            result => result.unwrap(),
+        }
+    }
+    let listed = |caller: &Caller| {
+        let names = t.fs.listxattr(caller, ino).unwrap();
+        let mut names: Vec<_> = names.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
+        names.retain(|name| !name.is_empty());
+        names.sort();
+        names
+    };
+    assert_eq!(listed(&own), [&b"trusted.b"[..], b"user.a"]);
+    let user = Caller {
+        uid: 12345,
+        gid: 12345,
+        pid: 0,
+    };
+    assert_eq!(listed(&user), [b"user.a"]);
 }
 
 #[test]
