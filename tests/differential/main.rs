@@ -14,6 +14,7 @@
 mod support;
 
 mod actor;
+mod caches;
 mod captured;
 mod differences;
 mod directories;

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 
+const RESERVED: &[u8] = b".mirrorfs";
+
 /// A time as stat tells it.
 pub type Moment = (i64, i64);
 
@@ -78,24 +80,39 @@ impl From<&Stat> for Seen {
 pub struct View {
     pub nodes: BTreeMap<Vec<u8>, Seen>,
     times: HashMap<u64, (Moment, Moment)>,
+    is_lower: bool,
 }
 
 impl View {
     /// Looks at everything below a directory, and at nodes that are only open.
     pub fn of(root: &Path, open: impl IntoIterator<Item = Stat>) -> Self {
         let mut view = Self::default();
+        view.look(root);
+        for stat in open {
+            view.note(&Seen::from(&stat));
+        }
+        view
+    }
+
+    /// Looks at everything below a covered directory but for what is reserved.
+    pub fn of_lower(root: &Path) -> Self {
+        let mut view = Self {
+            is_lower: true,
+            ..Self::default()
+        };
+        view.look(root);
+        view
+    }
+
+    fn look(&mut self, root: &Path) {
         let dir = rustix::fs::open(
             root,
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )
         .unwrap();
-        view.add(Vec::new(), &rustix::fs::fstat(&dir).unwrap());
-        view.below(&dir, b"");
-        for stat in open {
-            view.note(&Seen::from(&stat));
-        }
-        view
+        self.add(Vec::new(), &rustix::fs::fstat(&dir).unwrap());
+        self.below(&dir, b"");
     }
 
     fn note(&mut self, seen: &Seen) {
@@ -120,8 +137,9 @@ impl View {
             let stat = rustix::fs::statat(dir, os_name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
             let mut path = prefix.to_vec();
             path.extend(&name);
-            if prefix.is_empty() && name == b".mirrorfs" {
-                panic!("the reserved directory shows");
+            if prefix.is_empty() && name == RESERVED {
+                assert!(self.is_lower, "the reserved directory shows");
+                continue;
             }
             assert_eq!(ino, stat.st_ino, "d_ino of {}", path.escape_ascii());
             let actual = FileType::from_raw_mode(stat.st_mode);
