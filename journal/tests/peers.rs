@@ -112,6 +112,115 @@ fn a_moved_directory_takes_what_is_below_and_no_sibling() {
     assert_eq!(below(&journal, one, &path("z")), up);
 }
 
+/// Moves that follow each other happen at once: all start from where the base had them
+/// before.
+#[test]
+fn moves_happen_at_once() {
+    let (_dir, journal) = opened();
+    let after = |before: &[&str], moves: &[(&str, &str)]| {
+        let before: Vec<_> = before.iter().map(|at| put(*at, 7, at)).collect();
+        let moves: Vec<_> = moves
+            .iter()
+            .map(|(from, to)| BaseChange::Move {
+                from: path(from),
+                to: path(to),
+            })
+            .collect();
+        let peer = update(&journal, move |update| {
+            let peer = update.add_peer("peer", "/peer")?;
+            update.apply_base(peer, &before)?;
+            update.apply_base(peer, &moves)?;
+            Ok(peer)
+        });
+        // Each path with what was put at the place that it came from.
+        let found: Vec<(String, String)> = journal
+            .snapshot()
+            .unwrap()
+            .base_below(peer, &RelPath::ROOT)
+            .unwrap()
+            .into_iter()
+            .map(|(now, base)| {
+                let was = before_of(&base.entry);
+                (now.to_string(), was)
+            })
+            .collect();
+        update(&journal, move |update| update.remove_peer(peer));
+        found
+    };
+    let pairs = |pairs: &[(&str, &str)]| {
+        let owned = |(now, was): &(&str, &str)| ((*now).to_owned(), (*was).to_owned());
+        pairs.iter().map(owned).collect::<Vec<_>>()
+    };
+    // Two directories change places, with everything below them.
+    assert_eq!(
+        after(
+            &["a", "a/x", "a/z", "b", "b/x", "b/y", "b/y/v"],
+            &[("a", "b"), ("b", "a")]
+        ),
+        pairs(&[
+            ("a", "b"),
+            ("a/x", "b/x"),
+            ("a/y", "b/y"),
+            ("a/y/v", "b/y/v"),
+            ("b", "a"),
+            ("b/x", "a/x"),
+            ("b/z", "a/z"),
+        ])
+    );
+    // Each to the next one's place, in either order.
+    for moves in [
+        [("a", "b"), ("b", "c"), ("c", "d")],
+        [("c", "d"), ("b", "c"), ("a", "b")],
+    ] {
+        assert_eq!(
+            after(&["a", "a/1", "b", "b/2", "c", "c/3"], &moves),
+            pairs(&[
+                ("b", "a"),
+                ("b/1", "a/1"),
+                ("c", "b"),
+                ("c/2", "b/2"),
+                ("d", "c"),
+                ("d/3", "c/3"),
+            ])
+        );
+    }
+    // Out of a directory that moves as well, and into one.
+    assert_eq!(
+        after(
+            &["d", "d/s", "d/s/x", "d/t", "o", "o/p"],
+            &[("d", "e"), ("o", "e/s"), ("d/s", "f")]
+        ),
+        pairs(&[
+            ("e", "d"),
+            ("e/s", "o"),
+            ("e/s/p", "o/p"),
+            ("e/t", "d/t"),
+            ("f", "d/s"),
+            ("f/x", "d/s/x"),
+        ])
+    );
+    // A directory and what was in it change places.
+    assert_eq!(
+        after(
+            &["d", "d/s", "d/s/x", "d/t"],
+            &[("d/s", "d"), ("d", "d2"), ("d/t", "d/u")]
+        ),
+        pairs(&[("d", "d/s"), ("d/u", "d/t"), ("d/x", "d/s/x"), ("d2", "d")])
+    );
+}
+
+/// The path that [`put`] was given as content: found by its hash.
+fn before_of(entry: &Entry) -> String {
+    let known = [
+        "a", "a/1", "a/x", "a/z", "b", "b/2", "b/x", "b/y", "b/y/v", "c", "c/3", "d", "d/s",
+        "d/s/x", "d/t", "o", "o/p",
+    ];
+    let found = known
+        .into_iter()
+        .find(|content| file(content).content == entry.content);
+    found.unwrap().to_owned()
+}
+
 #[test]
 fn a_proposal_is_accepted_whole_or_not_at_all() {
     let (dir, journal) = opened();

@@ -69,61 +69,93 @@ impl Update<'_> {
         Ok(())
     }
 
-    /// Changes a base, step by step in their order.
+    /// Changes a base, step by step in their order; but moves that follow each other
+    /// happen at once. Each starts from where the base had it before all of them, so that
+    /// two directories can change places with everything below them.
     pub fn apply_base(&self, peer: PeerId, changes: &[BaseChange]) -> Result<(), Error> {
         self.known(peer)?;
-        changes
-            .iter()
-            .try_for_each(|change| self.apply_base_change(peer, change))
-    }
-
-    fn apply_base_change(&self, peer: PeerId, change: &BaseChange) -> Result<(), Error> {
-        match change {
-            BaseChange::Put { path, node, entry } => {
-                self.execute(
-                    "INSERT INTO base VALUES (?1, ?2, ?3, ?4) ON CONFLICT
-                     DO UPDATE SET node = excluded.node, entry = excluded.entry",
-                    (
-                        peer.0,
-                        path.as_bytes(),
-                        node.map(|NodeId(id)| id),
-                        encode("an entry", entry)?,
-                    ),
-                )?;
-            }
-            BaseChange::Remove { path } => {
-                self.execute(
-                    "DELETE FROM base WHERE peer = ?1 AND path = ?2",
-                    (peer.0, path.as_bytes()),
-                )?;
-            }
-            BaseChange::Move { from, to } => self.move_base(peer, from, to)?,
+        let is_move = |change: &BaseChange| matches!(change, BaseChange::Move { .. });
+        for run in changes.chunk_by(|a, b| is_move(a) && is_move(b)) {
+            self.apply_base_run(peer, run)?;
         }
         Ok(())
     }
 
-    fn move_base(&self, peer: PeerId, from: &RelPath, to: &RelPath) -> Result<(), Error> {
-        if from == to {
-            return Ok(());
+    fn apply_base_run(&self, peer: PeerId, run: &[BaseChange]) -> Result<(), Error> {
+        let mut moves = Vec::new();
+        for change in run {
+            match change {
+                BaseChange::Move { from, to } if from == to => {}
+                BaseChange::Move { from, to } if to.starts_with(from) => {
+                    return Err(Error::MoveIntoItself {
+                        from: from.clone(),
+                        to: to.clone(),
+                    });
+                }
+                BaseChange::Move { from, to } => moves.push((from, to)),
+                BaseChange::Put { path, node, entry } => {
+                    self.put_base(peer, path, *node, entry)?;
+                }
+                BaseChange::Remove { path } => {
+                    self.execute(
+                        "DELETE FROM base WHERE peer = ?1 AND path = ?2",
+                        (peer.0, path.as_bytes()),
+                    )?;
+                }
+            }
         }
-        if to.starts_with(from) {
-            return Err(Error::MoveIntoItself {
-                from: from.clone(),
-                to: to.clone(),
-            });
+        if let [(from, to)] = moves.as_slice() {
+            return self.move_base(peer, from.as_bytes(), to.as_bytes());
         }
-        // `from` is not the root (everything starts with that), so there is an end.
+        // Out of each other's way first, what lies deeper before what it lies in, to
+        // places that no path has: none starts with a slash. The other way round on arrival: what moved into
+        // a moved directory stands above what that brought along.
+        let mut parked: Vec<_> = (0..).zip(&moves).collect();
+        let place = |index: usize| format!("/{index}").into_bytes();
+        parked.sort_by_key(|(_, (from, _))| std::cmp::Reverse(from.depth()));
+        for (index, (from, _)) in &parked {
+            self.move_base(peer, from.as_bytes(), &place(*index))?;
+        }
+        parked.sort_by_key(|(_, (_, to))| to.depth());
+        for (index, (_, to)) in &parked {
+            self.move_base(peer, &place(*index), to.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn put_base(
+        &self,
+        peer: PeerId,
+        path: &RelPath,
+        node: Option<NodeId>,
+        entry: &Entry,
+    ) -> Result<(), Error> {
+        self.execute(
+            "INSERT INTO base VALUES (?1, ?2, ?3, ?4) ON CONFLICT
+             DO UPDATE SET node = excluded.node, entry = excluded.entry",
+            (
+                peer.0,
+                path.as_bytes(),
+                node.map(|NodeId(id)| id),
+                encode("an entry", entry)?,
+            ),
+        )?;
+        Ok(())
+    }
+
+    /// Moves what the base has at and below a path that is not the root's.
+    fn move_base(&self, peer: PeerId, from: &[u8], to: &[u8]) -> Result<(), Error> {
         let (first, end) = below(from);
         // Where the rest of a path starts, counted from 1: its slash, or after it if
         // nothing comes before.
-        let rest = from.as_bytes().len() + if to.is_root() { 2 } else { 1 };
+        let rest = from.len() + if to.is_empty() { 2 } else { 1 };
         let rest = i64::try_from(rest).unwrap_or(i64::MAX);
         // What the base still has at the new place is gone: the move replaced it.
         // `||` gives text; the cast makes it bytes again without looking at them.
         self.execute(
             "UPDATE OR REPLACE base SET path = CAST(?3 || substr(path, ?4) AS BLOB)
              WHERE peer = ?1 AND (path = ?2 OR (path >= ?5 AND path < ?6))",
-            (peer.0, from.as_bytes(), to.as_bytes(), rest, first, end),
+            (peer.0, from, to, rest, first, end),
         )?;
         Ok(())
     }

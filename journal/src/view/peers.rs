@@ -107,12 +107,12 @@ pub struct Conflict {
 /// The bounds of what lies below a path, itself excluded: `a/` and everything up to,
 /// not including, `a0`, because `0` follows `/`. A sibling `a-b` sorts before `a/`.
 /// The root has no upper bound.
-pub(crate) fn below(path: &RelPath) -> (Vec<u8>, Option<Vec<u8>>) {
-    if path.is_root() {
+pub(crate) fn below(path: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
+    if path.is_empty() {
         // Above the empty path.
         return (vec![0], None);
     }
-    let bound = |end: u8| [path.as_bytes(), &[end]].concat();
+    let bound = |end: u8| [path, &[end]].concat();
     (bound(b'/'), Some(bound(b'/' + 1)))
 }
 
@@ -152,7 +152,7 @@ impl View {
 
     /// The base below a path, without the path itself, in the order of the bytes.
     pub fn base_below(&self, peer: PeerId, path: &RelPath) -> Result<Vec<(RelPath, Base)>, Error> {
-        let (from, to) = below(path);
+        let (from, to) = below(path.as_bytes());
         match to {
             Some(to) => bases(
                 self.connection
