@@ -443,13 +443,15 @@ impl Source<'_> {
             }
             400..=419 => O::SeekData(self.file(), self.offset()),
             420..=439 => O::SeekHole(self.file(), self.offset()),
+            // Nor here: any position is one, see `differences.rs`.
             440..=449 => O::SeekTo(self.file(), self.random.below(100_000)),
             450..=459 => O::SeekEnd(self.file(), -self.random.below(5000).cast_signed()),
             460..=479 => O::CopyRange(
                 self.file(),
                 self.offset(),
                 self.file(),
-                self.offset(),
+                // Not beyond what lower can hold: to copy nothing there is no error.
+                self.random.below(3 << 20),
                 self.length(),
             ),
             480..=484 => O::Sync(self.slot(), self.chance(50)),

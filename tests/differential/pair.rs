@@ -1,17 +1,64 @@
 //! A mount and a plain directory on the same disk.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
+
 use crate::captured::assert_captured;
 use crate::support::Sandbox;
+use crate::view::{Moment, View, xattrs};
 
 /// A peer that cannot be reached.
 const NOBODY: &str = "ssh://127.0.0.1:1/nowhere";
 
 /// A mounted tree, and a plain directory for the same work.
 pub struct Pair {
-    pub sandbox: Sandbox,
+    sandbox: Sandbox,
+    mirrored: bool,
+}
+
+/// What is carried of a node to a peer.
+#[derive(PartialEq, Eq, Debug)]
+struct Carried {
+    file_type: FileType,
+    mode: u32,
+    mtime: Option<Moment>,
+    content: Vec<u8>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// What is carried of a tree: no special files, no privileges.
+fn carried(root: &Path, view: &View) -> BTreeMap<Vec<u8>, Carried> {
+    let mut carried = BTreeMap::new();
+    for (path, seen) in &view.nodes {
+        let file_type = seen.shown.file_type;
+        let is_known = file_type.is_file() || file_type.is_dir() || file_type.is_symlink();
+        if path.is_empty() || !is_known {
+            continue;
+        }
+        let at = root.join(OsStr::from_bytes(path));
+        let content = match file_type {
+            FileType::RegularFile => std::fs::read(&at).unwrap(),
+            FileType::Symlink => std::fs::read_link(&at).unwrap().into_os_string().into_vec(),
+            _ => Vec::new(),
+        };
+        let node = Carried {
+            file_type,
+            mode: seen.shown.mode & 0o1777,
+            mtime: (!file_type.is_dir()).then_some(seen.mtime),
+            content,
+            xattrs: xattrs(&at)
+                .into_iter()
+                .filter(|(name, _)| name.starts_with(b"user."))
+                .collect(),
+        };
+        carried.insert(path.clone(), node);
+    }
+    carried
 }
 
 impl Pair {
@@ -19,21 +66,33 @@ impl Pair {
         Self::with(|_| {})
     }
 
-    /// `prepare` fills both directories before the mount.
+    /// `prepare` fills both directories before the mount. There is no peer that answers:
+    /// only programs in the mount act.
     pub fn with(prepare: impl Fn(&Path)) -> Self {
+        let pair = Self::prepared(prepare, false);
+        pair.sandbox.mount_with(NOBODY);
+        pair
+    }
+
+    /// With a peer that nobody works on, and that everything goes to meanwhile.
+    pub fn mirrored() -> Self {
+        let pair = Self::prepared(|_| {}, true);
+        pair.sandbox.mount();
+        pair
+    }
+
+    fn prepared(prepare: impl Fn(&Path), mirrored: bool) -> Self {
         assert!(
             rustix::process::getuid().is_root(),
             "several users and mounts need root"
         );
         let sandbox = Sandbox::new();
-        let pair = Self { sandbox };
+        let pair = Self { sandbox, mirrored };
         std::fs::create_dir(pair.plain()).unwrap();
         for dir in [pair.mounted(), pair.plain()] {
             std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
             prepare(&dir);
         }
-        // Nobody answers there: in these tests only programs in the mount act.
-        pair.sandbox.mount_with(NOBODY);
         pair
     }
 
@@ -79,8 +138,25 @@ impl Pair {
     /// Unmounts, and compares what the journal recorded with what is there.
     #[track_caller]
     pub fn down(self) {
-        // 4: the changes are in the journal, and the peer was not there.
-        self.sandbox.try_umount().expect_code(4);
+        if self.mirrored {
+            self.sandbox.flush();
+            assert!(self.sandbox.status().conflicts.is_empty());
+            self.sandbox.umount();
+            let carried = |root: &Path| carried(root, &View::of_lower(root));
+            let (here, there) = (carried(&self.sandbox.tree()), carried(&self.sandbox.peer()));
+            for (path, here) in &here {
+                let path_text = path.escape_ascii();
+                assert_eq!(
+                    Some(here),
+                    there.get(path),
+                    "{path_text} here and on the peer"
+                );
+            }
+            assert_eq!(here.len(), there.len(), "the peer has more");
+        } else {
+            // 4: the changes are in the journal, and the peer was not there.
+            self.sandbox.try_umount().expect_code(4);
+        }
         self.sandbox.assert_down();
         assert_captured(&self.sandbox.state(), &self.sandbox.tree());
     }

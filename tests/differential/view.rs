@@ -146,7 +146,7 @@ impl View {
             assert_eq!(file_type, actual, "d_type of {}", path.escape_ascii());
             self.add(path.clone(), &stat);
             if actual.is_dir() {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let inner = rustix::fs::openat(dir, os_name, flags, Mode::empty()).unwrap();
                 path.push(b'/');
                 self.below(&inner, &path);
