@@ -170,6 +170,15 @@ for way in ('write', 'truncate', 'open trunc', 'chown same', 'fallocate'):
         with open('capable', 'w') as f: f.write('content')
         os.chown('capable', ALICE, ALICE); os.chmod('capable', 0o777); os.setxattr('capable', 'security.capability', CAPABILITY)
         as_user(lambda: WAYS[way]('capable'), who); print(way, who, attempt(os.getxattr, 'capable', 'security.capability'))
+# Whoever has just written to a program does not run it as its owner. Nobody asks for its
+# mode in between.
+import shutil, subprocess
+shutil.copy('/usr/bin/id', 'program'); os.chown('program', 0, 0); os.chmod('program', 0o4777); os.stat('program')
+def changed_and_run():
+    print('before', subprocess.check_output(['./program', '-u']))
+    fd = os.open('program', os.O_WRONLY | os.O_APPEND); os.write(fd, b'x'); os.close(fd)
+    print('after', subprocess.check_output(['./program', '-u']))
+as_user(changed_and_run, BOB)
 # A directory keeps its bits whoever works in it.
 os.mkdir('dir'); os.chown('dir', ALICE, TEAM); os.chmod('dir', 0o6777)
 as_user(lambda: (open('dir/f', 'w').close(), os.chown('dir', ALICE, TEAM)), ALICE, groups=[TEAM]); shown('dir')
