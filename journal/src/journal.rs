@@ -93,7 +93,7 @@ impl Journal {
                 source,
             })?;
         // Nobody can have sent anything yet, so nothing reads it before it is set.
-        let _ = shared.writer.set(thread.thread().id());
+        let _ = shared.writer.set(thread.thread().clone());
         let inner = Inner {
             shared,
             sender,
@@ -150,10 +150,7 @@ impl Journal {
             durability,
             job: job(change, reply),
         };
-        self.inner
-            .sender
-            .send(update)
-            .map_err(|_| self.inner.shared.cause())?;
+        self.inner.shared.send(&self.inner.sender, update)?;
         match answer.recv() {
             Ok(result) => result,
             Err(_) => {
@@ -206,7 +203,7 @@ impl Journal {
 
     /// Waiting for the writer on the writer's own thread would never end.
     fn refuse_reentry(&self) -> Result<(), Error> {
-        if self.inner.shared.writer.get() == Some(&std::thread::current().id()) {
+        if self.inner.shared.is_writer() {
             return Err(Error::Reentrant);
         }
         Ok(())
@@ -233,7 +230,7 @@ impl Drop for Inner {
         // Refused if it was closed or poisoned: then the writer has ended.
         let _ = self.shared.close(&self.sender, Command::Stop);
         // An update that holds the last clone drops it on the writer's thread.
-        if self.shared.writer.get() != Some(&std::thread::current().id()) {
+        if !self.shared.is_writer() {
             self.join();
         }
     }

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-use std::thread::ThreadId;
+use std::thread::Thread;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::snapshot::Snapshot;
 use crate::update::Job;
@@ -52,7 +52,9 @@ pub(crate) struct Shared {
     pub(crate) poisoned: OnceLock<String>,
     /// Set, under the lock, once the last command has been sent.
     closed: AtomicBool,
-    pub(crate) writer: OnceLock<ThreadId>,
+    pub(crate) writer: OnceLock<Thread>,
+    /// Somebody waits for what the writer does with the commands in the channel.
+    pub(crate) hurry: AtomicBool,
     pub(crate) watchers: RwLock<Vec<Watcher>>,
 }
 
@@ -78,12 +80,42 @@ impl Shared {
         Ok(())
     }
 
+    /// Sends a command whose sender waits for what comes of it.
+    pub(crate) fn send(&self, sender: &Sender<Command>, command: Command) -> Result<(), Poisoned> {
+        match sender.try_send(command) {
+            Ok(()) => self.hurry(),
+            Err(TrySendError::Full(command)) => {
+                self.hurry();
+                sender.send(command).map_err(|_| self.cause())?;
+                self.hurry();
+            }
+            Err(TrySendError::Disconnected(_)) => return Err(self.cause()),
+        }
+        Ok(())
+    }
+
+    /// Whether this is the writer's thread.
+    pub(crate) fn is_writer(&self) -> bool {
+        let current = std::thread::current().id();
+        self.writer
+            .get()
+            .is_some_and(|writer| writer.id() == current)
+    }
+
+    /// Makes the writer look at the channel now.
+    fn hurry(&self) {
+        self.hurry.store(true, Ordering::Release);
+        if let Some(writer) = self.writer.get() {
+            writer.unpark();
+        }
+    }
+
     /// Sends the last command. Nothing that was given a number comes after it.
     pub(crate) fn close(&self, sender: &Sender<Command>, last: Command) -> Result<(), Poisoned> {
         let _issuing = self.issue();
         self.check()?;
         self.closed.store(true, Ordering::Release);
-        sender.send(last).map_err(|_| self.cause())
+        self.send(sender, last)
     }
 }
 
@@ -119,7 +151,11 @@ impl Recorder {
         self.shared.check()?;
         let n = self.shared.last.load(Ordering::Relaxed) + 1;
         let record = Command::Record { n, origin, change };
-        self.sender.send(record).map_err(|_| self.shared.cause())?;
+        match self.sender.try_send(record) {
+            Ok(()) => {}
+            Err(TrySendError::Full(record)) => self.shared.send(&self.sender, record)?,
+            Err(TrySendError::Disconnected(_)) => return Err(self.shared.cause()),
+        }
         self.shared.last.store(n, Ordering::Release);
         drop(issuing);
         Ok(n)
@@ -132,9 +168,7 @@ impl Recorder {
         let issuing = self.shared.issue();
         self.shared.check()?;
         let n = self.shared.last.load(Ordering::Relaxed);
-        self.sender
-            .send(Command::Mark { reply })
-            .map_err(|_| self.shared.cause())?;
+        self.shared.send(&self.sender, Command::Mark { reply })?;
         drop(issuing);
         Ok(Mark { n, snapshot })
     }
@@ -150,10 +184,11 @@ impl Recorder {
         self.shared.check()?;
         let (reply, answer) = bounded(1);
         self.shared.durable_waiting.fetch_add(1, Ordering::Relaxed);
-        self.sender.send(Command::Durable { reply }).map_err(|_| {
-            self.shared.durable_waiting.fetch_sub(1, Ordering::Relaxed);
-            self.shared.cause()
-        })?;
+        self.shared
+            .send(&self.sender, Command::Durable { reply })
+            .inspect_err(|_| {
+                self.shared.durable_waiting.fetch_sub(1, Ordering::Relaxed);
+            })?;
         answer.recv().unwrap_or_else(|_| Err(self.shared.cause()))
     }
 }

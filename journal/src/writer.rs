@@ -18,6 +18,8 @@ use crate::{Change, Durability, Error, Origin, Poisoned, Timestamp, View, codec}
 const GROUP: usize = 8192;
 /// or is this old.
 const GROUP_AGE: Duration = Duration::from_millis(50);
+/// A group that is younger waits for more records, unless somebody waits for the commit.
+const LINGER: Duration = Duration::from_millis(2);
 /// Records between two requests for a checkpoint.
 const CHECKPOINT_EVERY: usize = 4096;
 /// With nothing to do for so long, the log is emptied.
@@ -130,12 +132,18 @@ impl Writer {
         }
     }
 
-    /// Takes commands as long as there are any without waiting, then commits.
+    /// Takes commands as long as there are any, waits for more while the group is young,
+    /// and commits. A commit costs as much as dozens of records.
     fn group_from(&mut self, first: Command) -> Result<Flow, Error> {
         let mut flow = self.take(first)?;
+        let mut lingered = false;
         while flow == Flow::More && !self.group_is_full() {
             match self.receiver.try_recv() {
                 Ok(command) => flow = self.take(command)?,
+                Err(_) if self.group.open && !lingered => {
+                    self.linger();
+                    lingered = true;
+                }
                 Err(_) => break,
             }
         }
@@ -143,6 +151,22 @@ impl Writer {
             self.commit()?;
         }
         Ok(flow)
+    }
+
+    /// Sleeps until the group is no longer young, or somebody is in a hurry. Not in the
+    /// channel: there each record would wake this thread, at the expense of whoever made
+    /// it.
+    fn linger(&self) {
+        let Some(started) = self.group.started else {
+            return;
+        };
+        while !self.shared.hurry.swap(false, Ordering::Acquire) {
+            let left = LINGER.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::park_timeout(left);
+        }
     }
 
     fn group_is_full(&self) -> bool {

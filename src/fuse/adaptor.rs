@@ -19,6 +19,7 @@ use rustix::fs::{FallocateFlags, FileType, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 
 use super::convert::{Ids, absent, device, errno, file_type, set_time};
+use super::seats::Seats;
 use crate::fs::{Caller, Changes, Filesystem, Found};
 
 /// Nothing changes the tree but this mount, so the kernel may keep what it knows.
@@ -41,6 +42,7 @@ pub(super) struct Adaptor {
     pub(super) filesystem: Arc<Filesystem>,
     pub(super) ids: Ids,
     pub(super) privileged: bool,
+    pub(super) seats: Seats,
 }
 
 fn caller(request: &Request) -> Caller {
@@ -129,6 +131,7 @@ impl fuser::Filesystem for Adaptor {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.seats.take();
         let parent = self.ids.ino(parent);
         let name = name.as_bytes();
         match self.filesystem.lookup(&caller(request), parent, name) {
@@ -151,6 +154,7 @@ impl fuser::Filesystem for Adaptor {
         _handle: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
+        self.seats.take();
         match self.filesystem.getattr(self.ids.ino(ino)) {
             Ok(attributes) => reply.attr(&FOR_EVER, &self.ids.attributes(&attributes)),
             Err(error) => reply.error(errno(error)),
@@ -356,6 +360,7 @@ impl fuser::Filesystem for Adaptor {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.seats.take();
         let caller = caller(request);
         let unprivileged = write_flags
             .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
@@ -548,6 +553,7 @@ impl fuser::Filesystem for Adaptor {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.seats.take();
         let made = self.filesystem.create(
             &caller(request),
             self.ids.ino(parent),

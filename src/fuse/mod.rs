@@ -6,6 +6,7 @@ mod convert;
 mod fusermount;
 mod mount;
 mod mountinfo;
+mod seats;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit};
 
 use super::adaptor::Adaptor;
 use super::convert::Ids;
+use super::seats::Seats;
 use super::{fusermount, mountinfo};
 use crate::fs::Filesystem;
 use crate::tree::Ino;
@@ -88,7 +89,7 @@ pub enum MountError {
 /// How to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// Threads that serve requests. More than processors does not help.
+    /// The most threads that serve requests. There are not more of them than processors.
     pub threads: usize,
     /// Ignore setuid and setgid bits of programs in the tree.
     pub nosuid: bool,
@@ -101,7 +102,7 @@ pub struct MountOptions {
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
-            threads: 2,
+            threads: usize::MAX,
             nosuid: false,
             nodev: false,
             privileged: rustix::process::geteuid().is_root(),
@@ -212,13 +213,16 @@ fn serve(
         root: filesystem.root(),
     };
     let served = filesystem.clone();
+    let seats = Seats::new(options.threads);
+    let threads = seats.threads();
     let adaptor = Adaptor {
         filesystem,
         ids,
         privileged: options.privileged,
+        seats,
     };
     let mut config = Config::default();
-    config.n_threads = Some(options.threads.max(1));
+    config.n_threads = Some(threads);
     // A further descriptor per thread needs the device itself, which the user of a
     // set-uid fusermount3 may not be allowed to open.
     config.clone_fd =
