@@ -33,7 +33,7 @@ pub use error::{Error, Poisoned};
 pub use journal::{DATABASE, Durability, Journal, JournalStatus};
 pub use look::look;
 pub use model::*;
-pub use recorder::{Mark, Recorder};
+pub use recorder::{Barrier, Mark, Recorder};
 pub use snapshot::Snapshot;
 pub use start::Start;
 pub use update::Update;

@@ -181,6 +181,12 @@ impl Recorder {
     /// Returns once everything recorded before the call survives a power loss.
     /// Callers that come together share one commit.
     pub fn durable(&self) -> Result<(), Poisoned> {
+        self.begin_durable()?.wait()
+    }
+
+    /// Asks for what [`durable`](Self::durable) waits for, so that the caller can do
+    /// something else meanwhile.
+    pub fn begin_durable(&self) -> Result<Barrier<'_>, Poisoned> {
         self.shared.check()?;
         let (reply, answer) = bounded(1);
         self.shared.durable_waiting.fetch_add(1, Ordering::Relaxed);
@@ -189,6 +195,31 @@ impl Recorder {
             .inspect_err(|_| {
                 self.shared.durable_waiting.fetch_sub(1, Ordering::Relaxed);
             })?;
-        answer.recv().unwrap_or_else(|_| Err(self.shared.cause()))
+        Ok(Barrier {
+            shared: &self.shared,
+            answer,
+        })
+    }
+}
+
+/// A commit that was asked for with [`Recorder::begin_durable`].
+#[must_use = "nothing is durable before it was waited for"]
+pub struct Barrier<'a> {
+    shared: &'a Shared,
+    answer: Receiver<Result<(), Poisoned>>,
+}
+
+impl Barrier<'_> {
+    /// Returns once everything recorded before it was asked for survives a power loss.
+    pub fn wait(self) -> Result<(), Poisoned> {
+        self.answer
+            .recv()
+            .unwrap_or_else(|_| Err(self.shared.cause()))
+    }
+}
+
+impl std::fmt::Debug for Barrier<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Barrier")
     }
 }

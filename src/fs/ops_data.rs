@@ -187,7 +187,9 @@ impl Filesystem {
         rustix::fs::seek(&file, to)
     }
 
-    /// Makes a node durable: lower first, then everything the journal was told.
+    /// Makes a node durable in lower, and everything that the journal was told before. The
+    /// two syncs run at the same time; which of them ends first proves nothing to anybody
+    /// before both have.
     pub fn fsync(&self, ino: Ino, content_only: bool) -> Result<()> {
         let is_directory = self.node(ino)?.file_type == FileType::Directory;
         // Whatever happens from here on may or may not be covered by the sync.
@@ -202,6 +204,11 @@ impl Filesystem {
                 self.file(&node, Use::Read)?
             }
         };
+        let poisoned = |poisoned: mirrorfs_journal::Poisoned| {
+            self.poison(&poisoned.to_string());
+            Errno::IO
+        };
+        let journaled = self.recorder.begin_durable().map_err(poisoned)?;
         let synced = if content_only {
             rustix::fs::fdatasync(&held)
         } else {
@@ -224,10 +231,7 @@ impl Filesystem {
                     .map_err(|_| Errno::IO)?;
             }
         }
-        self.recorder.durable().map_err(|poisoned| {
-            self.poison(&poisoned.to_string());
-            Errno::IO
-        })
+        journaled.wait().map_err(poisoned)
     }
 
     fn names_version(&self) -> u64 {
