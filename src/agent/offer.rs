@@ -13,9 +13,8 @@ use crate::wire::message::{BatchId, Op, Want};
 const STEPS: usize = 150_000;
 /// The most bytes that the steps of a batch may take in memory.
 const BYTES: usize = 256 << 20;
-/// The most contents that are asked for in one answer: what fits into a frame. The rest
-/// is asked for when the batch is offered again.
-const WANTS: usize = 20_000;
+/// The most contents that are asked for in one piece of an answer: what fits into a frame.
+pub(super) const WANTS: usize = 20_000;
 /// How many contents are kept open while they come in.
 const OPEN: usize = 8;
 
@@ -81,12 +80,10 @@ impl Offer {
                 continue;
             }
             self.missing.insert(hash, size);
-            if wants.len() < WANTS {
-                let held = staging.held(hash).map_err(|error| error.to_string())?;
-                // More than the whole is a leftover of something else.
-                let have = if held > size { 0 } else { held };
-                wants.push(Want { hash, have });
-            }
+            let held = staging.held(hash).map_err(|error| error.to_string())?;
+            // More than the whole is a leftover of something else.
+            let have = if held > size { 0 } else { held };
+            wants.push(Want { hash, have });
         }
         Ok(wants)
     }

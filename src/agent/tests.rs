@@ -230,7 +230,9 @@ impl Mount {
             });
         }
         self.answer(|message| match message {
-            ToMount::Need { batch: b, wants } if *b == batch => Some(wants.clone()),
+            ToMount::Need {
+                batch: b, wants, ..
+            } if *b == batch => Some(wants.clone()),
             _ => None,
         })
     }

@@ -26,6 +26,10 @@ const STRETCH: usize = 256 * 1024;
 /// After how many changes the filesystem may forget which nodes changed when.
 const PRUNE_EVERY: u64 = 10_000;
 
+/// How many things a batch makes on the peer. What there is beyond that goes as further
+/// ones.
+const MOST: usize = 50_000;
+
 /// Deletions within this time are taken together by the brake.
 const LATELY: Duration = Duration::from_secs(30);
 
@@ -428,6 +432,7 @@ impl Driver {
             resolutions: self.resolutions.clone(),
             agree,
             name_artefacts: self.context.name_artefacts,
+            most: Some(MOST),
         };
         let (context, finished) = (self.context.clone(), self.finished.0.clone());
         let reports = Arc::clone(&self.reports);

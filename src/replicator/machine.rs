@@ -199,6 +199,8 @@ pub struct Planned {
     pub waiting: bool,
     /// Something could not be looked at, and is worth another look some time.
     pub unreadable: bool,
+    /// There was too much for one batch: another round goes on with the rest at once.
+    pub more: bool,
 }
 
 /// A content to be had from the peer.
@@ -236,6 +238,7 @@ enum Round {
     },
     Offering {
         planned: Planned,
+        wants: VecDeque<Want>,
     },
     Sending {
         planned: Planned,
@@ -309,6 +312,8 @@ pub struct Machine {
     undurable: VecDeque<(Id, u64)>,
     /// How many batches were applied so far.
     applied: u64,
+    /// The round that is under way leaves something for another one.
+    more: bool,
     flushes: Vec<Flush>,
     last_error: Option<String>,
     commands: Vec<Command>,
@@ -341,6 +346,7 @@ impl Machine {
             relook: None,
             undurable: VecDeque::new(),
             applied: 0,
+            more: false,
             flushes: Vec::new(),
             last_error: None,
             commands: Vec::new(),
@@ -475,6 +481,9 @@ impl Machine {
                     self.news_done = self.news_planned;
                     self.advance(n);
                     self.commands.push(Command::EndRound);
+                    if std::mem::take(&mut self.more) {
+                        self.take_news();
+                    }
                 }
             }
             Event::ContentSent { next } => {
@@ -592,11 +601,21 @@ impl Machine {
                     upto,
                 });
             }
-            ToMount::Need { batch, wants } => {
-                if let Round::Offering { planned } = &self.round
-                    && planned.batch == batch
-                    && let Round::Offering { planned } = self.take_round()
-                {
+            ToMount::Need { batch, wants, more } => {
+                let Round::Offering {
+                    planned,
+                    wants: known,
+                } = &mut self.round
+                else {
+                    return;
+                };
+                if planned.batch != batch {
+                    return;
+                }
+                // One for each content at the most, whatever the agent says.
+                let room = planned.ops.len().saturating_sub(known.len());
+                known.extend(wants.into_iter().take(room));
+                if !more && let Round::Offering { planned, wants } = self.take_round() {
                     let offered: HashSet<ContentHash> = planned
                         .ops
                         .iter()
@@ -607,8 +626,8 @@ impl Machine {
                         .into_iter()
                         .filter(|want| offered.contains(&want.hash));
                     self.round = Round::Sending {
-                        planned,
                         wants: wants.collect(),
+                        planned,
                     };
                     self.send_next();
                 }
@@ -645,7 +664,7 @@ impl Machine {
             }
             ToMount::Failed { batch, reason } => {
                 let current = match &self.round {
-                    Round::Offering { planned }
+                    Round::Offering { planned, .. }
                     | Round::Sending { planned, .. }
                     | Round::Proposing { planned }
                     | Round::Committing { planned } => planned.batch == batch,
@@ -701,6 +720,7 @@ impl Machine {
             self.put_off();
         }
         self.relook = planned.unreadable.then(|| self.now + RELOOK);
+        self.more = planned.more;
         let queue: VecDeque<Fetch> = planned.fetches.iter().cloned().collect();
         self.round = Round::Fetching {
             planned,
@@ -789,7 +809,10 @@ impl Machine {
                 more: pieces.peek().is_some(),
             }));
         }
-        self.round = Round::Offering { planned };
+        self.round = Round::Offering {
+            planned,
+            wants: VecDeque::new(),
+        };
     }
 
     fn send_next(&mut self) {

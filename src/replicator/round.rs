@@ -70,6 +70,8 @@ pub struct Orders {
     pub agree: bool,
     /// Several peers are configured, so artefacts carry this one's name.
     pub name_artefacts: bool,
+    /// After so many things that the peer has to make, the rest is left to another round.
+    pub most: Option<usize>,
 }
 
 /// A conflict that this round found, or whose remote version is new.
@@ -157,6 +159,8 @@ pub struct Round {
     pub placed: HashMap<RelPath, (Ino, u64)>,
     /// Whether anything was left over by earlier rounds.
     pub had_unsettled: bool,
+    /// Whether it leaves something for another round.
+    pub more: bool,
     /// What it was told about deletions that a brake held back.
     pub resume: Option<Resume>,
     /// What it was told about conflicts.
@@ -231,6 +235,9 @@ pub fn plan(
     let gathering = gather_deletions(&mut decided, orders);
     let braked = brake(&snapshot, &peer, &mut decided, orders)?;
     let found = find_conflicts(&snapshot, &peer, &decided, &conflicts, orders)?;
+    let more = orders
+        .most
+        .is_some_and(|most| leave_for_later(&mut decided, &scope.moves, most));
     for conflict in &conflicts {
         let open = match decided.decisions.get(&conflict.path) {
             Some((_, decision)) => *decision == Decision::Conflict,
@@ -247,6 +254,11 @@ pub fn plan(
         &snapshot, peer, cut, decided, scope, found, resolved, braked,
     )?;
     round.gathering = gathering;
+    round.more = more;
+    if more {
+        // What is left comes up again.
+        round.cursor = round.peer.cursor;
+    }
     round.moved = moved;
     round.resume = orders.resume;
     round.resolutions.clone_from(&orders.resolutions);
@@ -256,6 +268,35 @@ pub fn plan(
         .cut
         .needs(round.sources.values().map(|source| source.ino).collect());
     Ok((round, planned))
+}
+
+/// Takes what is only to be made on the peer, beyond a number, out of a plan. A batch has
+/// to fit into the memory of both sides, and the first part of a large tree shall be there
+/// before the last. Only what neither the peer nor the base knows can wait: nothing of it
+/// is a moment that was there before. Returns whether anything was taken out.
+fn leave_for_later(plan: &mut Plan, moves: &Moves, most: usize) -> bool {
+    // Something may move into a directory that is new.
+    let needed: HashSet<RelPath> = moves
+        .iter()
+        .flat_map(|step| std::iter::successors(step.to.parent(), RelPath::parent))
+        .collect();
+    let mut made = 0;
+    let before = plan.decisions.len();
+    plan.decisions.retain(|path, (sides, decision)| {
+        let makes = sides.base.is_none()
+            && sides.remote.is_none()
+            && matches!(
+                decision,
+                Decision::Agree {
+                    result: Some(_),
+                    ..
+                }
+            );
+        made += usize::from(makes);
+        // Parents come before what is in them, so nothing stays without its parent.
+        !makes || made <= most || needed.contains(path)
+    });
+    plan.decisions.len() < before
 }
 
 /// Brings conflicts whose artefacts went along with a moved directory to where they are
@@ -615,6 +656,7 @@ fn assemble(
         refused: BTreeSet::new(),
         placed: HashMap::new(),
         had_unsettled: false,
+        more: false,
         resume: None,
         resolutions: HashMap::new(),
     })
@@ -697,6 +739,7 @@ fn summarise(round: &mut Round, snapshot: &Snapshot, orders: &Orders) -> Result<
         seen: round.seen,
         waiting: round.gathering.is_some(),
         unreadable: !round.problems.is_empty(),
+        more: round.more,
     })
 }
 

@@ -293,6 +293,8 @@ pub enum ToMount {
         batch: BatchId,
         /// In the order in which the agent wants them.
         wants: Vec<Want>,
+        /// Whether more of them follow.
+        more: bool,
     },
     /// The batch has been applied; all readers see it.
     Applied {

@@ -1,6 +1,6 @@
 //! Batches within a session: offered, filled, applied, synced.
 
-use super::super::offer::Offer;
+use super::super::offer::{Offer, WANTS};
 use super::super::{Error, applier};
 use super::{Done, Engine, Observer, thread};
 use crate::replica;
@@ -34,7 +34,22 @@ impl Engine {
         }
         let root = &self.observer.served.root;
         match offer.wants(root, &self.staging, &self.observer.index) {
-            Ok(wants) => self.send(ToMount::Need { batch, wants }),
+            Ok(wants) => {
+                let mut pieces = wants.chunks(WANTS).peekable();
+                while let Some(piece) = pieces.next_if(|piece| piece.len() == WANTS) {
+                    self.send(ToMount::Need {
+                        batch,
+                        wants: piece.to_vec(),
+                        more: true,
+                    })?;
+                }
+                let wants = pieces.next().unwrap_or_default().to_vec();
+                self.send(ToMount::Need {
+                    batch,
+                    wants,
+                    more: false,
+                })
+            }
             Err(reason) => self.fail(reason),
         }
     }

@@ -120,6 +120,7 @@ impl World {
         self.say(ToMount::Need {
             batch: BATCH,
             wants,
+            more: false,
         });
         self.expect(Command::SendContent {
             hash: ContentHash::of(b"x"),
@@ -161,6 +162,7 @@ fn planned(n: u64, ops: Vec<Op>) -> Planned {
         seen: REVISION,
         waiting: false,
         unreadable: false,
+        more: false,
     }
 }
 
@@ -237,6 +239,104 @@ fn a_flush_waits_for_what_is_durable_and_drained() {
         id: 1,
         reached: true,
     });
+}
+
+/// "It does not wait for changes made later."
+#[test]
+fn a_flush_ends_beside_a_writer_that_never_pauses() {
+    let mut world = World::connected();
+    world.tell(Event::Flush { id: 1, n: 5 });
+    let Some(Command::Send(ToAgent::Drain { token })) = world.take() else {
+        panic!()
+    };
+    world.expect(Command::Plan { agree: false });
+    world.tell(Event::LocalChanged(6));
+    world.offer_one(5);
+    world.tell(Event::LocalChanged(7));
+    world.commit(5);
+    world.expect(Command::Plan { agree: false });
+    world.say(ToMount::Drained { token });
+    world.tell(Event::LocalChanged(8));
+    world.expect_nothing();
+    world.say(ToMount::Durable { batch: BATCH });
+    world.expect(Command::Durable(5));
+    world.expect(Command::FlushDone {
+        id: 1,
+        reached: true,
+    });
+}
+
+/// "After its agent has drained its watch and its changes have come in": what was reported
+/// before the answer to the drain goes through a round first, and what that round sent is
+/// durable.
+#[test]
+fn a_flush_waits_for_the_news_of_its_drain() {
+    let mut world = World::connected();
+    world.tell(Event::Flush { id: 1, n: 0 });
+    let Some(Command::Send(ToAgent::Drain { token })) = world.take() else {
+        panic!()
+    };
+    world.tell(Event::Stored {
+        news: true,
+        complete: true,
+    });
+    world.expect(Command::Plan { agree: false });
+    // Too late for that round.
+    world.tell(Event::Stored {
+        news: true,
+        complete: true,
+    });
+    world.say(ToMount::Drained { token });
+    world.plan(0, Vec::new());
+    world.expect(Command::Advance);
+    world.tell(Event::Accepted(0));
+    world.expect(Command::EndRound);
+    world.expect(Command::Plan { agree: false });
+    world.offer_one(0);
+    world.commit(0);
+    world.expect_nothing();
+    world.say(ToMount::Durable { batch: BATCH });
+    world.expect(Command::FlushDone {
+        id: 1,
+        reached: true,
+    });
+}
+
+/// What an agent needs may take several frames, and what does not fit into one batch goes
+/// in another one.
+#[test]
+fn a_large_batch_comes_in_pieces_and_goes_on() {
+    let mut world = World::connected();
+    world.tell(Event::LocalChanged(9));
+    world.wait(QUIET);
+    world.expect(Command::Plan { agree: false });
+    world.tell(Event::Planned(Planned {
+        more: true,
+        ..planned(0, vec![put()])
+    }));
+    assert!(matches!(
+        world.take(),
+        Some(Command::Send(ToAgent::Offer { .. }))
+    ));
+    let want = Want {
+        hash: ContentHash::of(b"x"),
+        have: 0,
+    };
+    for (wants, more) in [(vec![want], true), (Vec::new(), false)] {
+        world.expect_nothing();
+        world.say(ToMount::Need {
+            batch: BATCH,
+            wants,
+            more,
+        });
+    }
+    world.expect(Command::SendContent {
+        hash: ContentHash::of(b"x"),
+        offset: 0,
+    });
+    world.commit(0);
+    world.wait(QUIET);
+    world.expect(Command::Plan { agree: false });
 }
 
 #[test]

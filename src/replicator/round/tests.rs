@@ -84,3 +84,44 @@ fn a_decision_about_an_older_version_is_not_carried_out() {
         }
     }
 }
+
+/// A batch makes no more than it is told to, parents first; whatever else there is to do,
+/// and what something moves into, does not wait.
+#[test]
+fn what_is_only_to_be_made_can_wait() {
+    let directory = || {
+        Some(Entry {
+            content: Content::Directory,
+            ..file("").unwrap()
+        })
+    };
+    let sides = |base, local, remote| Sides {
+        base,
+        local,
+        remote,
+    };
+    let mut scope: BTreeMap<RelPath, Sides> = BTreeMap::new();
+    for at in ["a", "a/1", "a/2", "b", "b/1", "target"] {
+        let local = if at.len() == 1 || at == "target" {
+            directory()
+        } else {
+            file(at)
+        };
+        scope.insert(path(at), sides(None, local, None));
+    }
+    scope.insert(path("z-edit"), sides(file("o"), file("n"), file("o")));
+    scope.insert(path("z-gone"), sides(file("o"), None, file("o")));
+    let mut moves = Moves::default();
+    moves.add(path("old"), path("target/new"));
+    let plan = reconcile(scope, Policy::TwoWay);
+    let left = |most| {
+        let mut plan = plan.clone();
+        let more = leave_for_later(&mut plan, &moves, most);
+        let paths: Vec<String> = plan.decisions.keys().map(ToString::to_string).collect();
+        (more, paths.join(" "))
+    };
+    let all = "a a/1 a/2 b b/1 target z-edit z-gone".to_owned();
+    assert_eq!(left(6), (false, all));
+    assert_eq!(left(4), (true, "a a/1 a/2 b target z-edit z-gone".into()));
+    assert_eq!(left(2), (true, "a a/1 target z-edit z-gone".into()));
+}
