@@ -143,6 +143,9 @@ impl Driver {
                         .min(Duration::from_secs(3600))
                 });
             let event = tokio::select! {
+                // What has come in counts before the time that has gone by: this task may
+                // have been busy for longer than a peer may be silent.
+                biased;
                 control = controls.recv() => match control {
                     Some(Control::Stop) | None => break,
                     Some(control) => self.control(control),

@@ -292,6 +292,8 @@ pub struct Machine {
     jitter: u64,
     heard: Now,
     asked: Now,
+    /// The first ping since the peer was last heard.
+    unanswered: Option<Now>,
     next_token: u64,
     next_request: u64,
     /// Newest local change, and the cursor: what the last round covered.
@@ -333,6 +335,7 @@ impl Machine {
             jitter,
             heard: Duration::ZERO,
             asked: Duration::ZERO,
+            unanswered: None,
             next_token: 1,
             next_request: 1,
             newest,
@@ -395,7 +398,7 @@ impl Machine {
         match self.link {
             Link::Down { until } | Link::Halted { until } => deadlines.push(until),
             Link::Greeting | Link::Reporting | Link::Up => {
-                deadlines.push(self.heard + DEADLINE);
+                deadlines.extend(self.given_up());
                 deadlines.push(self.heard.max(self.asked) + PING_EVERY);
             }
             Link::Connecting => {}
@@ -404,6 +407,13 @@ impl Machine {
             deadlines.extend(self.round_due());
         }
         deadlines.into_iter().min()
+    }
+
+    /// When the link is given up if nothing is heard. Only what was asked can be left
+    /// unanswered: this side may have been busy itself, and not have asked in time.
+    fn given_up(&self) -> Option<Now> {
+        self.unanswered
+            .map(|asked| asked + DEADLINE.saturating_sub(PING_EVERY))
     }
 
     fn round_due(&self) -> Option<Now> {
@@ -434,12 +444,14 @@ impl Machine {
                 self.link = Link::Greeting;
                 self.heard = self.now;
                 self.asked = self.now;
+                self.unanswered = None;
                 self.commands.push(Command::SendHello);
             }
             Event::LinkLost(reason) => self.lose(reason),
             Event::Halted(reason) => self.halt(reason),
             Event::Message(message) => {
                 self.heard = self.now;
+                self.unanswered = None;
                 self.message(message);
             }
             Event::Stored { news, complete } => {
@@ -547,13 +559,14 @@ impl Machine {
                 self.commands.push(Command::Connect);
             }
             Link::Greeting | Link::Reporting | Link::Up => {
-                if self.now >= self.heard + DEADLINE {
+                if self.given_up().is_some_and(|due| due <= self.now) {
                     let seconds = DEADLINE.as_secs();
                     self.lose(format!(
                         "nothing was heard from the peer for {seconds} seconds"
                     ));
                 } else if self.now >= self.heard.max(self.asked) + PING_EVERY {
                     self.asked = self.now;
+                    self.unanswered.get_or_insert(self.now);
                     let token = self.token();
                     self.commands.push(Command::Send(ToAgent::Ping { token }));
                 }

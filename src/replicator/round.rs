@@ -13,7 +13,7 @@ use crate::tree::{
 use crate::wire::message::{Divergence, Op, Revision};
 
 use super::Error;
-use super::batch::{Batch, Step, base_without, is_git_directory, steps};
+use super::batch::{Batch, Step, is_git_directory, steps};
 use super::conflict::Artefacts;
 use super::handle::Preview;
 use super::machine::{Fetch, Planned};
@@ -792,17 +792,15 @@ impl Round {
             .collect()
     }
 
-    /// The base that both sides hold once the agent has applied all but the steps that
-    /// diverged, and this side all but those it refused.
-    pub fn base(&self, diverged: &BTreeSet<u32>) -> Vec<BaseChange> {
-        let refused = |path: &RelPath| self.refused.contains(path);
-        base_without(&self.batch.base, diverged)
-            .into_iter()
-            .filter(|change| match change {
-                BaseChange::Put { path, .. } | BaseChange::Remove { path } => !refused(path),
-                BaseChange::Move { .. } => true,
-            })
-            .collect()
+    /// The base that both sides hold once the agent has applied everything, but for what
+    /// this side refused; each change with the steps of the batch that it stands on.
+    pub fn base(&self) -> impl Iterator<Item = &(BaseChange, Vec<u32>)> {
+        self.batch.base.iter().filter(|(change, _)| match change {
+            BaseChange::Put { path, .. } | BaseChange::Remove { path } => {
+                !self.refused.contains(path)
+            }
+            BaseChange::Move { .. } => true,
+        })
     }
 
     /// What the round would do, for people.

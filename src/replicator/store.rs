@@ -140,22 +140,9 @@ fn note(
 /// Writes a round's outcome down as proposed.
 pub(super) fn propose(journal: &Journal, round: &Round) -> Result<(), Error> {
     let peer = round.peer.id;
-    let none = BTreeSet::new();
-    let changes = round.base(&none);
     // Which steps each change stands on, so that a proposal that turns out to have been
     // applied in part can be accepted in part, also by a later life of the daemon.
-    let standing: Vec<Vec<u32>> = changes
-        .iter()
-        .map(|change| {
-            round
-                .batch
-                .base
-                .iter()
-                .find(|(known, _)| known == change)
-                .map(|(_, on)| on.clone())
-                .unwrap_or_default()
-        })
-        .collect();
+    let (changes, standing): (Vec<BaseChange>, Vec<Vec<u32>>) = round.base().cloned().unzip();
     let standing = postcard::to_stdvec(&standing).map_err(|_| Error::Unencodable)?;
     let placed = round.placed.clone();
     let mut proposal = round.proposal(changes);

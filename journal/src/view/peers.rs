@@ -145,7 +145,8 @@ impl View {
     /// The paths under which a node, alive or gone, is in the base.
     pub fn base_of(&self, peer: PeerId, node: NodeId) -> Result<Vec<(RelPath, Base)>, Error> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT path, node, entry FROM base WHERE peer = ?1 AND node = ?2 ORDER BY path",
+            "SELECT path, node, entry FROM base INDEXED BY base_node
+             WHERE peer = ?1 AND node = ?2 ORDER BY path",
         )?;
         bases(statement.query((peer.0, node.0))?)
     }

@@ -492,6 +492,21 @@ fn a_peer_that_falls_silent_is_asked_and_then_given_up() {
     assert!(world.commands.contains(&Command::Disconnect));
 }
 
+/// A peer that was not asked has not failed to answer: this side may have been busy for
+/// longer than a peer may be silent.
+#[test]
+fn a_peer_that_was_not_asked_is_not_given_up() {
+    let mut world = World::connected();
+    world.wait(DEADLINE * 2);
+    assert!(matches!(
+        world.take(),
+        Some(Command::Send(ToAgent::Ping { .. }))
+    ));
+    world.expect_nothing();
+    world.say(ToMount::Pong { token: 0 });
+    assert_eq!(world.machine.state(), LinkState::Connected);
+}
+
 #[test]
 fn a_round_that_fails_is_tried_again_after_growing_pauses() {
     let mut world = World::connected();
