@@ -25,7 +25,7 @@ fn files(sandbox: &Sandbox) -> usize {
 fn a_full_peer_is_reported_and_recovers() {
     let sandbox = Sandbox::new();
     let disk = sandbox.root().join("disk");
-    let _disk = Disk::new(&sandbox.root().join("image"), &disk, 24);
+    let _disk = Disk::new(&sandbox.root().join("image"), &disk, 48);
     let peer = disk.join("peer");
     sandbox.sh(
         &sandbox.tree(),
@@ -33,7 +33,9 @@ fn a_full_peer_is_reported_and_recovers() {
     );
     sandbox.mount_with(&peer);
     sandbox.flush();
-    sandbox.sh(&disk, "head -c 12000000 /dev/urandom >ballast");
+    // Without it there is room for the new file beside a moment at which half of it was
+    // written.
+    sandbox.sh(&disk, "head -c 36000000 /dev/urandom >ballast");
 
     sandbox.sh(
         &sandbox.tree(),
