@@ -348,6 +348,51 @@ fn everything_killed_at_once() {
     assert!(sandbox.status().conflicts.is_empty());
 }
 
+/// "One that was cut off is finished [...] by `mirrorfs recover DIR` on the peer alone, and
+/// until then a marker says so."
+#[test]
+fn recover_finishes_on_the_peer_alone_what_was_cut_off() {
+    // The agent may be done before it is killed: then once more.
+    let cut_off = std::iter::repeat_with(|| {
+        let sandbox = Sandbox::new();
+        sandbox.sh(
+            &sandbox.tree(),
+            "mkdir d; for i in $(seq 3000); do echo $i >d/$i; done",
+        );
+        sandbox.mount();
+        let mut agents = Vec::new();
+        wait_until("there is an agent", PROMPT, || {
+            agents = sandbox.processes_of(Role::Agent);
+            !agents.is_empty()
+        });
+        let deadline = std::time::Instant::now() + PROMPT;
+        while !sandbox.peer().join("d").exists() && std::time::Instant::now() < deadline {
+            std::hint::spin_loop();
+        }
+        for agent in &agents {
+            agent.kill();
+        }
+        sandbox.kill_daemon();
+        sandbox
+    })
+    .take(20)
+    .find(|sandbox| fs::read_dir(sandbox.peer().join("d")).is_ok_and(|d| d.count() < 3000));
+    let sandbox = cut_off.expect("no apply was cut off in twenty attempts");
+    let peer = sandbox.peer();
+    let marker = peer.join(".mirrorfs/applying");
+    assert!(marker.exists(), "nothing tells of it");
+    sandbox.run(["recover".as_ref(), peer.as_os_str()]).ok();
+    assert!(!marker.exists());
+    sandbox.try_umount();
+    assert_same(&sandbox.tree(), &peer);
+    // And again: nothing is left to do.
+    sandbox.run(["recover".as_ref(), peer.as_os_str()]).ok();
+    sandbox.mount();
+    sandbox.flush();
+    assert_same(&sandbox.tree(), &peer);
+    assert!(sandbox.status().conflicts.is_empty());
+}
+
 /// A dead mount is told as such, and `umount` clears it: the tree is there as it was.
 #[test]
 fn a_dead_mount_is_reported_and_can_be_unmounted() {
