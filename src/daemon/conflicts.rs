@@ -208,9 +208,12 @@ pub(super) fn allow<'a>(
         detail.allows(choice, discard_edits)?;
         match first {
             Some(first) if choice == Choice::Remote && first.remote != detail.remote => {
+                // Which of them was met first says nothing.
+                let mut peers = [&first.peer, &detail.peer];
+                peers.sort();
                 return Err(Failure::new(format!(
                     "{} and {} have different versions of {}: only one could win",
-                    first.peer, detail.peer, detail.path
+                    peers[0], peers[1], detail.path
                 ))
                 .hint("keep all of them with --both, or make the file what it should be and use --merged"));
             }

@@ -291,7 +291,7 @@ fn the_versions_of_two_peers_are_both_kept() {
     let resolve = |how| sandbox.run(["conflicts", "resolve", x.to_str().unwrap(), how]);
     resolve("--remote")
         .expect_code(1)
-        .expect_said(&["peer and other have different versions", "--both"]);
+        .expect_said(&["other and peer have different versions", "--both"]);
     resolve("--both")
         .ok()
         .expect_said(&["x.theirs and x.theirs-2"]);
