@@ -358,7 +358,7 @@ mod tests {
         two.remote = Version::Directory;
         two.peer = "disk".into();
         let failure = refused(&two, Choice::Remote).unwrap_err();
-        assert!(failure.message.contains("host and disk"), "{failure}");
+        assert!(failure.message.contains("disk and host"), "{failure}");
         refused(&two, Choice::Local).unwrap();
     }
 

@@ -56,7 +56,8 @@ fn read_below(dir: &Path, prefix: &[u8], tree: &mut Tree) -> Result<(), String> 
         let kind = metadata.file_type();
         let mut shown = Shown {
             kind: "special file",
-            mode: metadata.mode() & 0o7777,
+            // setuid and setgid are never carried.
+            mode: metadata.mode() & 0o1777,
             mtime: None,
             content: String::new(),
             size: 0,

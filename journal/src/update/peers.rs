@@ -108,8 +108,8 @@ impl Update<'_> {
             return self.move_base(peer, from.as_bytes(), to.as_bytes());
         }
         // Out of each other's way first, what lies deeper before what it lies in, to
-        // places that no path has: none starts with a slash. The other way round on arrival: what moved into
-        // a moved directory stands above what that brought along.
+        // places that no path has: none starts with a slash. The other way round on
+        // arrival: what moved into a moved directory stands above what that brought along.
         let mut parked: Vec<_> = (0..).zip(&moves).collect();
         let place = |index: usize| format!("/{index}").into_bytes();
         parked.sort_by_key(|(_, (from, _))| std::cmp::Reverse(from.depth()));
