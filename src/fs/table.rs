@@ -1,7 +1,7 @@
 //! The node table: the nodes that the kernel, a cut or the door knows at present,
 //! where each is to be found in lower, and how many references keep it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -13,13 +13,16 @@ use crate::tree::{Ino, RelPath};
 /// The staging directory as a parent. No inode has this number.
 pub(super) const STAGING: Ino = Ino(u64::MAX);
 
-/// A node that somebody knows.
+/// A node that somebody knows. There is one for every file that the kernel has cached, so
+/// what most of them do not need is in [`Rare`].
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) ino: Ino,
     pub(super) file_type: FileType,
     /// Held while the content changes, and while a cut reads it as it was.
     pub(super) content: Mutex<()>,
+    /// Taken with the table's lock held, so nobody ever waits for it.
+    links: Mutex<Links>,
 }
 
 /// Where a node can be opened.
@@ -39,14 +42,24 @@ struct Name {
     name: Box<[u8]>,
 }
 
-#[derive(Debug)]
-struct Slot {
-    node: Arc<Node>,
-    names: Vec<Name>,
+/// How a node is found, and what keeps it in the table.
+#[derive(Debug, Default)]
+struct Links {
+    /// One of its names.
+    name: Option<Name>,
     /// References that the kernel holds: it gives them back with FORGET.
     lookups: u64,
     /// Names of other nodes in this directory, and pins.
-    holds: u64,
+    holds: u32,
+    rare: Option<Box<Rare>>,
+}
+
+/// What few nodes have.
+#[derive(Debug, Default)]
+struct Rare {
+    /// All names but the first, by directory: a file may have 65,000 of them.
+    further: HashMap<Ino, HashSet<Box<[u8]>>>,
+    /// Opens a node without a known name.
     kept: Option<Arc<OwnedFd>>,
     /// The tree has names for it that were never looked up.
     elsewhere: bool,
@@ -62,40 +75,136 @@ pub(super) struct Displaced {
     pub(super) trash: String,
 }
 
+impl Node {
+    fn new(ino: Ino, file_type: FileType, links: Links) -> Arc<Self> {
+        Arc::new(Self {
+            ino,
+            file_type,
+            content: Mutex::new(()),
+            links: Mutex::new(links),
+        })
+    }
+}
+
+impl Links {
+    /// Enters a name. False if it was known.
+    fn add(&mut self, parent: Ino, name: &[u8]) -> bool {
+        match &self.name {
+            None => {
+                self.name = Some(Name {
+                    parent,
+                    name: name.into(),
+                });
+                true
+            }
+            Some(first) if first.parent == parent && &*first.name == name => false,
+            Some(_) => {
+                let further = &mut self.rare.get_or_insert_default().further;
+                let names = further.entry(parent).or_default();
+                !names.contains(name) && names.insert(name.into())
+            }
+        }
+    }
+
+    /// Takes a name away. False if it was not known.
+    fn remove(&mut self, parent: Ino, name: &[u8]) -> bool {
+        let is_first = self
+            .name
+            .as_ref()
+            .is_some_and(|first| first.parent == parent && &*first.name == name);
+        if is_first {
+            self.name = self.take_further();
+            return true;
+        }
+        let Some(rare) = &mut self.rare else {
+            return false;
+        };
+        let Some(names) = rare.further.get_mut(&parent) else {
+            return false;
+        };
+        let removed = names.remove(name);
+        if names.is_empty() {
+            rare.further.remove(&parent);
+        }
+        self.tidy();
+        removed
+    }
+
+    /// Takes any name but the first.
+    fn take_further(&mut self) -> Option<Name> {
+        let further = &mut self.rare.as_mut()?.further;
+        let parent = *further.keys().next()?;
+        let names = further.get_mut(&parent)?;
+        // The first of a set is searched from the start of its storage: without shrinking,
+        // taking one after the other would be quadratic.
+        let name = names.iter().next()?.clone();
+        names.remove(&name);
+        if names.capacity() > 4 * names.len() + 16 {
+            names.shrink_to_fit();
+        }
+        if names.is_empty() {
+            further.remove(&parent);
+        }
+        if further.capacity() > 4 * further.len() + 16 {
+            further.shrink_to_fit();
+        }
+        self.tidy();
+        Some(Name { parent, name })
+    }
+
+    fn tidy(&mut self) {
+        if self.rare.as_ref().is_some_and(|rare| rare.is_empty()) {
+            self.rare = None;
+        }
+    }
+
+    fn names(&self) -> impl Iterator<Item = (Ino, &[u8])> {
+        let further = self.rare.iter().flat_map(|rare| {
+            rare.further
+                .iter()
+                .flat_map(|(parent, names)| names.iter().map(|name| (*parent, &**name)))
+        });
+        let first = self.name.iter().map(|first| (first.parent, &*first.name));
+        first.chain(further)
+    }
+}
+
+impl Rare {
+    fn is_empty(&self) -> bool {
+        self.further.is_empty()
+            && self.kept.is_none()
+            && !self.elsewhere
+            && self.displaced.is_none()
+    }
+}
+
+type Nodes = HashMap<Ino, Arc<Node>>;
+
 #[derive(Debug)]
 pub(super) struct Table {
     root: Ino,
-    slots: Mutex<HashMap<Ino, Slot>>,
+    nodes: Mutex<Nodes>,
 }
 
 impl Table {
     pub(super) fn new(root: Ino) -> Self {
-        let node = Arc::new(Node {
-            ino: root,
-            file_type: FileType::Directory,
-            content: Mutex::new(()),
-        });
-        let slot = Slot {
-            node,
-            names: Vec::new(),
-            lookups: 0,
+        let links = Links {
             holds: 1,
-            kept: None,
-            elsewhere: false,
-            displaced: None,
+            ..Links::default()
         };
+        let node = Node::new(root, FileType::Directory, links);
         Self {
             root,
-            slots: Mutex::new(HashMap::from([(root, slot)])),
+            nodes: Mutex::new(HashMap::from([(root, node)])),
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slots.lock().len()
+        self.nodes.lock().len()
     }
 
     pub(super) fn get(&self, ino: Ino) -> Option<Arc<Node>> {
-        self.slots.lock().get(&ino).map(|slot| slot.node.clone())
+        self.nodes.lock().get(&ino).cloned()
     }
 
     /// Enters a name that was seen in lower, with `lookups` references of the kernel
@@ -107,47 +216,33 @@ impl Table {
         ino: Ino,
         file_type: FileType,
         lookups: u64,
-        holds: u64,
+        holds: u32,
     ) -> Arc<Node> {
-        let mut slots = self.slots.lock();
-        let slot = slots.entry(ino).or_insert_with(|| Slot {
-            node: Arc::new(Node {
-                ino,
-                file_type,
-                content: Mutex::new(()),
-            }),
-            names: Vec::new(),
-            lookups: 0,
-            holds: 0,
-            kept: None,
-            elsewhere: false,
-            displaced: None,
-        });
-        if slot.node.file_type != file_type {
+        let mut nodes = self.nodes.lock();
+        let node = nodes
+            .entry(ino)
+            .or_insert_with(|| Node::new(ino, file_type, Links::default()));
+        if node.file_type != file_type {
             // Somebody replaced it in lower behind the mount.
-            slot.node = Arc::new(Node {
-                ino,
-                file_type,
-                content: Mutex::new(()),
-            });
+            let links = std::mem::take(&mut *node.links.lock());
+            *node = Node::new(ino, file_type, links);
         }
-        slot.lookups += lookups;
-        slot.holds += holds;
-        let node = slot.node.clone();
-        let known = slot
-            .names
-            .iter()
-            .any(|known| known.parent == parent && &*known.name == name);
-        if !known && ino != self.root {
-            slot.names.push(Name {
-                parent,
-                name: name.into(),
-            });
-            slot.kept = None;
-            slot.displaced = None;
-            if let Some(directory) = slots.get_mut(&parent) {
-                directory.holds += 1;
+        let node = node.clone();
+        let mut links = node.links.lock();
+        links.lookups += lookups;
+        links.holds += holds;
+        if ino != self.root && links.add(parent, name) {
+            if let Some(rare) = &mut links.rare {
+                rare.kept = None;
+                rare.displaced = None;
+                links.tidy();
             }
+            drop(links);
+            if let Some(directory) = nodes.get(&parent) {
+                directory.links.lock().holds += 1;
+            }
+        } else {
+            drop(links);
         }
         node
     }
@@ -162,56 +257,64 @@ impl Table {
         last: bool,
         kept: Option<Arc<OwnedFd>>,
     ) -> Vec<Ino> {
-        let mut slots = self.slots.lock();
+        let mut nodes = self.nodes.lock();
         let mut gone = Vec::new();
-        let Some(slot) = slots.get_mut(&ino) else {
+        let Some(node) = nodes.get(&ino) else {
             return gone;
         };
-        let before = slot.names.len();
-        slot.names
-            .retain(|known| !(known.parent == parent && &*known.name == name));
-        let removed = before - slot.names.len();
-        if slot.names.is_empty() {
-            slot.elsewhere = !last;
-            if slot.kept.is_none() {
-                slot.kept = kept;
+        let removed = {
+            let mut links = node.links.lock();
+            let removed = links.remove(parent, name);
+            if links.name.is_none() {
+                let rare = links.rare.get_or_insert_default();
+                rare.elsewhere = !last;
+                if rare.kept.is_none() {
+                    rare.kept = kept;
+                }
+                links.tidy();
             }
+            removed
+        };
+        if removed {
+            release(&mut nodes, parent, &mut gone);
         }
-        if removed > 0 {
-            release(&mut slots, parent, &mut gone);
-        }
-        drop_unused(&mut slots, ino, &mut gone);
+        drop_unused(&mut nodes, ino, &mut gone);
         gone
     }
 
     /// Marks a node that a peer's change took out of the tree.
     pub(super) fn displace(&self, ino: Ino, displaced: Displaced) {
-        if let Some(slot) = self.slots.lock().get_mut(&ino) {
-            slot.displaced = Some(Arc::new(displaced));
+        if let Some(node) = self.nodes.lock().get(&ino) {
+            node.links.lock().rare.get_or_insert_default().displaced = Some(Arc::new(displaced));
         }
     }
 
     pub(super) fn displaced(&self, ino: Ino) -> Option<Arc<Displaced>> {
-        self.slots.lock().get(&ino)?.displaced.clone()
+        let node = self.get(ino)?;
+        let links = node.links.lock();
+        links.rare.as_ref()?.displaced.clone()
     }
 
     /// Gives the kernel's references back. Returns the nodes that nobody knows any
     /// more.
     pub(super) fn forget(&self, ino: Ino, lookups: u64) -> Vec<Ino> {
-        let mut slots = self.slots.lock();
+        let mut nodes = self.nodes.lock();
         let mut gone = Vec::new();
-        if let Some(slot) = slots.get_mut(&ino) {
-            slot.lookups = slot.lookups.saturating_sub(lookups);
-            drop_unused(&mut slots, ino, &mut gone);
+        if let Some(node) = nodes.get(&ino) {
+            {
+                let mut links = node.links.lock();
+                links.lookups = links.lookups.saturating_sub(lookups);
+            }
+            drop_unused(&mut nodes, ino, &mut gone);
         }
         gone
     }
 
     /// Keeps a node in the table until [`Table::unpin`].
     pub(super) fn pin(&self, ino: Ino) -> bool {
-        match self.slots.lock().get_mut(&ino) {
-            Some(slot) => {
-                slot.holds += 1;
+        match self.nodes.lock().get(&ino) {
+            Some(node) => {
+                node.links.lock().holds += 1;
                 true
             }
             None => false,
@@ -219,39 +322,37 @@ impl Table {
     }
 
     pub(super) fn unpin(&self, ino: Ino) -> Vec<Ino> {
-        let mut slots = self.slots.lock();
+        let mut nodes = self.nodes.lock();
         let mut gone = Vec::new();
-        release(&mut slots, ino, &mut gone);
+        release(&mut nodes, ino, &mut gone);
         gone
     }
 
     /// Whether the tree has a name for the node.
     pub(super) fn is_linked(&self, ino: Ino) -> bool {
         ino == self.root
-            || self
-                .slots
-                .lock()
-                .get(&ino)
-                .is_some_and(|slot| !slot.names.is_empty() || slot.elsewhere)
+            || self.get(ino).is_some_and(|node| {
+                let links = node.links.lock();
+                links.name.is_some() || links.rare.as_ref().is_some_and(|rare| rare.elsewhere)
+            })
     }
 
     pub(super) fn place(&self, ino: Ino) -> Option<Place> {
         if ino == self.root {
             return Some(Place::Root);
         }
-        let slots = self.slots.lock();
-        let slot = slots.get(&ino)?;
-        match (slot.names.last(), &slot.kept) {
-            (Some(name), _) => Some(Place::Named(name.parent, name.name.clone())),
-            (None, Some(kept)) => Some(Place::Kept(kept.clone())),
-            (None, None) => None,
+        let node = self.get(ino)?;
+        let links = node.links.lock();
+        match &links.name {
+            Some(name) => Some(Place::Named(name.parent, name.name.clone())),
+            None => links.rare.as_ref()?.kept.clone().map(Place::Kept),
         }
     }
 
     /// A directory's path; none if it has no name any more.
     pub(super) fn path(&self, ino: Ino) -> Option<RelPath> {
-        let slots = self.slots.lock();
-        directory_path(&slots, self.root, ino)
+        let nodes = self.nodes.lock();
+        directory_path(&nodes, self.root, ino)
     }
 
     /// All known paths of a node.
@@ -259,28 +360,34 @@ impl Table {
         if ino == self.root {
             return vec![RelPath::ROOT];
         }
-        let slots = self.slots.lock();
-        let Some(slot) = slots.get(&ino) else {
+        let nodes = self.nodes.lock();
+        let Some(node) = nodes.get(&ino) else {
             return Vec::new();
         };
-        slot.names
+        let names: Vec<(Ino, Box<[u8]>)> = {
+            let links = node.links.lock();
+            links
+                .names()
+                .map(|(parent, name)| (parent, name.into()))
+                .collect()
+        };
+        names
             .iter()
-            .filter_map(|name| {
-                directory_path(&slots, self.root, name.parent)?
-                    .join(&name.name)
-                    .ok()
+            .filter_map(|(parent, name)| {
+                directory_path(&nodes, self.root, *parent)?.join(name).ok()
             })
             .collect()
     }
 }
 
-fn directory_path(slots: &HashMap<Ino, Slot>, root: Ino, ino: Ino) -> Option<RelPath> {
+fn directory_path(nodes: &Nodes, root: Ino, ino: Ino) -> Option<RelPath> {
     let mut names = Vec::new();
     let mut current = ino;
     while current != root {
-        let name = slots.get(&current)?.names.last()?;
-        names.push(&*name.name);
-        if names.len() > slots.len() {
+        let links = nodes.get(&current)?.links.lock();
+        let name = links.name.as_ref()?;
+        names.push(name.name.clone());
+        if names.len() > nodes.len() {
             return None;
         }
         current = name.parent;
@@ -289,32 +396,37 @@ fn directory_path(slots: &HashMap<Ino, Slot>, root: Ino, ino: Ino) -> Option<Rel
     RelPath::new(names.join(&b'/')).ok()
 }
 
-fn release(slots: &mut HashMap<Ino, Slot>, ino: Ino, gone: &mut Vec<Ino>) {
-    if let Some(slot) = slots.get_mut(&ino) {
-        slot.holds = slot.holds.saturating_sub(1);
-        drop_unused(slots, ino, gone);
+fn release(nodes: &mut Nodes, ino: Ino, gone: &mut Vec<Ino>) {
+    if let Some(node) = nodes.get(&ino) {
+        {
+            let mut links = node.links.lock();
+            links.holds = links.holds.saturating_sub(1);
+        }
+        drop_unused(nodes, ino, gone);
     }
 }
 
 /// Removes a node without references, and then those directories that only it kept.
-fn drop_unused(slots: &mut HashMap<Ino, Slot>, ino: Ino, gone: &mut Vec<Ino>) {
+fn drop_unused(nodes: &mut Nodes, ino: Ino, gone: &mut Vec<Ino>) {
     let mut unused = vec![ino];
     while let Some(ino) = unused.pop() {
-        let keep = slots
-            .get(&ino)
-            .is_none_or(|slot| slot.lookups > 0 || slot.holds > 0);
+        let keep = nodes.get(&ino).is_none_or(|node| {
+            let links = node.links.lock();
+            links.lookups > 0 || links.holds > 0
+        });
         if keep {
             continue;
         }
-        let Some(slot) = slots.remove(&ino) else {
+        let Some(node) = nodes.remove(&ino) else {
             continue;
         };
         gone.push(ino);
-        for name in slot.names {
-            if let Some(parent) = slots.get_mut(&name.parent) {
-                parent.holds = parent.holds.saturating_sub(1);
-                unused.push(name.parent);
+        for (parent, _) in node.links.lock().names() {
+            if let Some(parent) = nodes.get(&parent) {
+                let mut links = parent.links.lock();
+                links.holds = links.holds.saturating_sub(1);
             }
+            unused.push(parent);
         }
     }
 }
@@ -344,6 +456,77 @@ mod tests {
         table.intern(ROOT, b"e", Ino(10), FileType::Directory, 0, 0);
         table.remove_name(ROOT, b"d", Ino(10), false, None);
         assert_eq!(table.paths(Ino(11)), [RelPath::new("e/f").unwrap()]);
+    }
+
+    /// A file may have 65,000 names, in one directory or in as many.
+    #[test]
+    fn many_names_of_one_file_take_linear_time() {
+        for in_one_directory in [true, false] {
+            let table = Table::new(ROOT);
+            let directory = |n: u64| {
+                if in_one_directory {
+                    ROOT
+                } else {
+                    Ino(1000 + n)
+                }
+            };
+            let names: Vec<String> = (0..100_000).map(|n| format!("name-{n}")).collect();
+            let started = std::time::Instant::now();
+            for (n, name) in (0..).zip(&names) {
+                let parent = directory(n);
+                if !in_one_directory {
+                    table.intern(ROOT, name.as_bytes(), parent, FileType::Directory, 1, 0);
+                }
+                let file = FileType::RegularFile;
+                table.intern(parent, name.as_bytes(), Ino(11), file, 1, 0);
+                table.intern(parent, name.as_bytes(), Ino(11), file, 1, 0);
+            }
+            assert_eq!(table.paths(Ino(11)).len(), names.len());
+            // The first ones first, which is where the table takes its own from.
+            for (n, name) in (0..).zip(&names) {
+                assert!(table.is_linked(Ino(11)));
+                let last = n == 99_999;
+                table.remove_name(directory(n), name.as_bytes(), Ino(11), last, None);
+            }
+            assert!(!table.is_linked(Ino(11)));
+            assert_eq!(table.forget(Ino(11), 200_000), [Ino(11)]);
+            // Minutes, where it is quadratic.
+            assert!(started.elapsed() < std::time::Duration::from_secs(20));
+        }
+    }
+
+    /// A name goes, another is known: the node is opened by that one, and what was kept
+    /// for it is closed.
+    #[test]
+    fn a_node_is_found_by_the_names_it_has_left() {
+        let table = Table::new(ROOT);
+        for name in [b"a", b"b", b"c"] {
+            table.intern(ROOT, name, Ino(11), FileType::RegularFile, 1, 0);
+        }
+        let place = || match table.place(Ino(11)) {
+            Some(Place::Named(parent, name)) => (parent, name.to_vec()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(place(), (ROOT, b"a".to_vec()));
+        table.remove_name(ROOT, b"a", Ino(11), false, None);
+        assert_ne!(place().1, b"a");
+        table.remove_name(ROOT, b"b", Ino(11), false, None);
+        assert_eq!(place(), (ROOT, b"c".to_vec()));
+        let kept = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+        table.remove_name(ROOT, b"c", Ino(11), true, Some(kept.clone()));
+        assert!(matches!(table.place(Ino(11)), Some(Place::Kept(_))));
+        assert!(!table.is_linked(Ino(11)));
+        assert_eq!(Arc::strong_count(&kept), 2);
+        // A number that comes back under a name is a file like any other.
+        table.intern(ROOT, b"d", Ino(11), FileType::RegularFile, 1, 0);
+        assert_eq!(place(), (ROOT, b"d".to_vec()));
+        assert_eq!(Arc::strong_count(&kept), 1);
+    }
+
+    /// One is kept for every file that the kernel has cached.
+    #[test]
+    fn a_node_is_small() {
+        assert!(size_of::<Node>() <= 72, "{}", size_of::<Node>());
     }
 
     #[test]
