@@ -11,10 +11,9 @@ use super::root::Served;
 use super::{Error, applier, open_index, renew};
 use crate::replica::apply::{Answer, marked_agreement};
 use crate::replica::{Reserved, Staging};
-use crate::wire::frame::{read_magic, read_message, write_magic, write_message};
-use crate::wire::message::{
-    AgentHello, MountHello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, Revision, ToAgent, ToMount,
-};
+use crate::wire::frame::{read_first, read_magic, write_magic, write_message};
+use crate::wire::message::{AgentHello, MountHello, Refusal, Revision, ToAgent, ToMount};
+use crate::wire::version::{Introduction, greeted};
 
 /// How many bytes the list of diverged steps may take in a hello.
 const DIVERGED_MAX: usize = 512 * 1024;
@@ -41,13 +40,11 @@ pub(super) fn meet<I: Read, O: Write>(
 ) -> Result<Opened<I, O>, Error> {
     write_magic(&mut output)?;
     read_magic(&mut input)?;
-    let hello = match read_message::<ToAgent>(&mut input)? {
-        Some(ToAgent::Hello(hello)) => hello,
-        Some(_) => return Err(Error::Protocol("it did not begin with a hello".to_owned())),
-        None => return Err(Error::Disconnected),
-    };
-    match open(root, state, &hello) {
-        Ok((answer, served, reserved, staging, index, lock)) => {
+    let first = read_first::<ToAgent>(&mut input)?.ok_or(Error::Disconnected)?;
+    let hello = greeted(first)?.map_err(Error::Refused);
+    let opened = hello.and_then(|hello| Ok((open(root, state, &hello)?, hello)));
+    match opened {
+        Ok(((answer, served, reserved, staging, index, lock), hello)) => {
             let seen = hello.seen.filter(|_| !answer.whole);
             write_message(&mut output, &ToMount::Hello(answer))?;
             Ok(Opened {
@@ -86,7 +83,6 @@ pub(super) fn gone(root: &Path, what: &str) -> String {
 type Parts = (AgentHello, Served, Reserved, Staging, PeerIndex, Lock);
 
 fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
-    check_protocol(hello)?;
     // What stands in for a directory that was here before is not taken for it, and not
     // given an identity: the disk below may not be mounted.
     let known = hello.peer.is_some();
@@ -135,10 +131,15 @@ fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
         _ => index.rev(),
     };
     index.forget_tombstones(known)?;
+    let Introduction {
+        protocol,
+        features,
+        version,
+    } = Introduction::own();
     let answer = AgentHello {
-        protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
-        features: Vec::new(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol,
+        features,
+        version,
         replica: identity.replica,
         mirror: found.map(|identity| identity.mirror),
         agreement,
@@ -147,17 +148,6 @@ fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
         whole,
     };
     Ok((answer, served, reserved, staging, index, lock))
-}
-
-fn check_protocol(hello: &MountHello) -> Result<(), Error> {
-    let (low, high) = hello.protocol;
-    if low <= PROTOCOL_MAX && high >= PROTOCOL_MIN && low <= high {
-        return Ok(());
-    }
-    Err(Error::Refused(Refusal::Protocol {
-        agent: (PROTOCOL_MIN, PROTOCOL_MAX),
-        mount: hello.protocol,
-    }))
 }
 
 type LastAnswer = (

@@ -12,6 +12,7 @@ mod observer;
 mod offer;
 mod root;
 mod session;
+mod silence;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -19,6 +20,7 @@ mod watch;
 use std::fmt::Display;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mirrorfs_journal::index::{IndexError, PeerIndex};
 
@@ -74,6 +76,9 @@ pub enum Error {
     /// The link is gone.
     #[error("the link to the mounted side is gone")]
     Disconnected,
+    /// The link may be there, but nothing comes over it.
+    #[error("nothing was heard from the mounted side for too long: it is gone, or its link is")]
+    Silent,
     /// The directory's `.mirrorfs` failed.
     #[error("{0}")]
     Replica(#[from] replica::Error),
@@ -96,27 +101,17 @@ impl Error {
 }
 
 /// Serves the directory `root` until the other side ends the session. What the agent
-/// must remember lies in `state`, below `agents/`, one directory for each replica.
+/// must remember lies in `state`, below `agents/`, one directory for each replica. The
+/// other side is given up when it is silent for longer than `deadline`.
 pub fn serve(
     root: &Path,
     state: &Path,
+    deadline: Duration,
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
 ) -> Result<(), Error> {
     let opened = hello::meet(root, state, input, output)?;
-    session::run(opened)
-}
-
-/// Serves a directory on standard input and output, and gives the exit code: 0 when the
-/// other side ended the session, else 1 with the reason on standard error.
-pub fn run_stdio(root: &Path, state: &Path) -> u8 {
-    match serve(root, state, std::io::stdin(), std::io::stdout()) {
-        Ok(()) => 0,
-        Err(error) => {
-            tracing::error!("{error}");
-            1
-        }
-    }
+    session::run(opened, deadline)
 }
 
 /// Completes what an interrupted agent had begun to apply to a directory, with nobody at

@@ -13,7 +13,9 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, bounded, never, unbounded};
+use crossbeam_channel::{
+    Receiver, RecvTimeoutError, Select, SendTimeoutError, Sender, bounded, never, unbounded,
+};
 
 use super::Error;
 use super::fetch::{Fetches, Next, Request};
@@ -21,13 +23,14 @@ use super::hello::Opened;
 use super::lock::Lock;
 use super::observer::{COOKIE, Job, Observer, Signal};
 use super::offer::Offer;
+use super::silence::{Heard, Silence};
 use super::watch::{Watched, Watches};
 use crate::replica::Staging;
 use crate::replica::look::Look;
 use crate::replica::trash::Trash;
 use crate::tree::{Agreement, RelPath, Timestamp};
 use crate::wire::frame::{FrameError, read_message, write_message};
-use crate::wire::message::{BatchId, ToAgent, ToMount};
+use crate::wire::message::{BatchId, SIGN_OF_LIFE, ToAgent, ToMount};
 
 /// How many messages may wait for the engine; of at most a frame each.
 const INCOMING: usize = 16;
@@ -80,20 +83,23 @@ struct Engine {
     whole: bool,
     degraded: Option<String>,
     next_scan: Option<Instant>,
+    silence: Silence,
 }
 
-/// Runs the session to its end.
-pub(super) fn run<I, O>(opened: Opened<I, O>) -> Result<(), Error>
+/// Runs the session to its end. A mounted side that is silent for longer than `deadline`
+/// is gone.
+pub(super) fn run<I, O>(opened: Opened<I, O>, deadline: Duration) -> Result<(), Error>
 where
     I: Read + Send + 'static,
     O: Write + Send + 'static,
 {
-    run_watching(opened, Watches::start())
+    run_watching(opened, deadline, Watches::start())
 }
 
 /// The same with a watch that was started before, or could not be.
 pub(super) fn run_watching<I, O>(
     opened: Opened<I, O>,
+    deadline: Duration,
     watches: std::io::Result<(Watches, Receiver<Watched>)>,
 ) -> Result<(), Error>
 where
@@ -117,9 +123,14 @@ where
     let (jobs, to_look) = unbounded::<Job>();
     let (written, end_of_writer) = bounded::<()>(1);
     let pongs = out.clone();
-    thread("read", move || read(input, &to_engine, &pongs)).map_err(spawn)?;
+    let silence = Silence::longer_than(deadline);
+    let listening = silence.clone();
+    thread("read", move || {
+        read(input, &listening, &to_engine, &pongs);
+    })
+    .map_err(spawn)?;
     thread("write", move || {
-        write(output, &to_write);
+        write(output, &to_write, SIGN_OF_LIFE.min(deadline / 4));
         drop(written);
     })
     .map_err(spawn)?;
@@ -159,6 +170,7 @@ where
         whole: seen.is_none(),
         degraded: None,
         next_scan: None,
+        silence,
     };
     let (session, ended) = bounded::<()>(0);
     thread("trash", move || keep_in_bounds(&trash, &ended)).map_err(spawn)?;
@@ -211,7 +223,8 @@ fn no_watch(error: &std::io::Error) -> String {
 
 type Incoming = Result<ToAgent, FrameError>;
 
-fn read(input: impl Read, engine: &Sender<Incoming>, pongs: &Sender<ToMount>) {
+fn read(input: impl Read, silence: &Silence, engine: &Sender<Incoming>, pongs: &Sender<ToMount>) {
+    let input = Heard { input, silence };
     let mut input = BufReader::with_capacity(64 * 1024, input);
     loop {
         let message = match read_message::<ToAgent>(&mut input) {
@@ -230,9 +243,15 @@ fn read(input: impl Read, engine: &Sender<Incoming>, pongs: &Sender<ToMount>) {
     }
 }
 
-fn write(output: impl Write, messages: &Receiver<ToMount>) {
+fn write(output: impl Write, messages: &Receiver<ToMount>, sign_every: Duration) {
     let mut output = BufWriter::with_capacity(64 * 1024, output);
-    for message in messages {
+    loop {
+        let message = match messages.recv_timeout(sign_every) {
+            Ok(message) => message,
+            // A ping may be waiting behind much else that is being sent here.
+            Err(RecvTimeoutError::Timeout) => ToMount::Pong { token: 0 },
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         // The reader notices the end of the link as well; here nothing can be said.
         if write_message(&mut output, &message).is_err() {
             return;
@@ -270,7 +289,14 @@ impl Engine {
                 select.recv(events);
             }
             let to_mount = self.next_fetch.is_some().then(|| select.send(&out));
-            let due = [self.observer.due(), self.next_scan];
+            if self.silence.lasts() {
+                return Err(Error::Silent);
+            }
+            let due = [
+                self.observer.due(),
+                self.next_scan,
+                Some(self.silence.due()),
+            ];
             let ready = match due.into_iter().flatten().min() {
                 Some(due) => select.select_deadline(due).ok(),
                 None => Some(select.select()),
@@ -307,8 +333,17 @@ impl Engine {
         }
     }
 
-    fn send(&self, message: ToMount) -> Result<(), Error> {
-        self.out.send(message).map_err(|_| Error::Disconnected)
+    fn send(&self, mut message: ToMount) -> Result<(), Error> {
+        loop {
+            match self.out.send_deadline(message, self.silence.due()) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Disconnected(_)) => return Err(Error::Disconnected),
+                Err(SendTimeoutError::Timeout(_)) if self.silence.lasts() => {
+                    return Err(Error::Silent);
+                }
+                Err(SendTimeoutError::Timeout(unsent)) => message = unsent,
+            }
+        }
     }
 
     fn message(&mut self, message: ToAgent) -> Result<(), Error> {

@@ -22,6 +22,8 @@ use crate::wire::message::{
 
 /// Longer than anything takes that works.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For sessions in which this side has nothing to say for as long as a test takes.
+const NEVER: Duration = Duration::from_secs(3600);
 const MIRROR: MirrorId = Id([1; 16]);
 const MOUNT: ReplicaId = Id([2; 16]);
 
@@ -55,7 +57,7 @@ impl Peer {
     fn dial(&self, hello: MountHello) -> Mount {
         let (root, state) = (self.dir.path().to_owned(), self.state.path().to_owned());
         self.dial_with(hello, move |input, output| {
-            serve(&root, &state, input, output)
+            serve(&root, &state, NEVER, input, output)
         })
     }
 
@@ -819,7 +821,7 @@ fn without_a_watch_the_directory_is_scanned() {
     let mut mount = peer.dial_with(hello(None), move |input, output| {
         let opened = hello::meet(&root, &state, input, output)?;
         let none = std::io::Error::from_raw_os_error(libc::EMFILE);
-        session::run_watching(opened, Err(none))
+        session::run_watching(opened, NEVER, Err(none))
     });
     mount.until(|m| m.reports > 0);
     let degraded = mount.degraded.clone().unwrap();
@@ -962,7 +964,7 @@ fn nonsense_ends_the_session_and_nothing_else() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let (root, state) = (peer.dir.path().to_owned(), peer.state.path().to_owned());
         let input = theirs.try_clone().unwrap();
-        let agent = std::thread::spawn(move || serve(&root, &state, input, theirs));
+        let agent = std::thread::spawn(move || serve(&root, &state, NEVER, input, theirs));
         use std::io::Write;
         ours.write_all(nonsense).unwrap();
         drop(ours);
@@ -984,4 +986,50 @@ fn nonsense_ends_the_session_and_nothing_else() {
     assert!(failed.contains("do not continue"), "{failed}");
     mount.send(ToAgent::Hello(hello(None)));
     assert!(mount.closing().contains("second hello"));
+}
+
+/// A mounted side that says nothing any more, on a link that nobody closes, is given up,
+/// also while this side has more to say than the link takes; one whose message takes its
+/// time is not.
+#[test]
+fn a_silent_mounted_side_is_given_up() {
+    let deadline = Duration::from_millis(400);
+    let peer = Peer::new();
+    for number in 0..3 {
+        peer.write(&format!("file{number}"), "content");
+    }
+    let (root, state) = (peer.dir.path().to_owned(), peer.state.path().to_owned());
+    let mut mount = peer.dial_with(hello(None), move |input, output| {
+        serve(&root, &state, deadline, input, output)
+    });
+    mount.until(|mount| mount.reports > 0);
+    let mut slow = Vec::new();
+    crate::wire::frame::encode(&ToAgent::Drain { token: 77 }, &mut slow).unwrap();
+    for byte in slow {
+        std::thread::sleep(deadline / 4);
+        std::io::Write::write_all(&mut mount.stream, &[byte]).unwrap();
+    }
+    mount.answer(|message| matches!(message, ToMount::Drained { token: 77 }).then_some(()));
+    let ended = mount.agent.take().unwrap().join().unwrap();
+    assert!(matches!(ended, Err(Error::Silent)), "{ended:?}");
+
+    // Nobody reads either: the pipe is full, and the engine waits for room in it.
+    let mut large = vec![0; 8 << 20];
+    getrandom::fill(&mut large).unwrap();
+    peer.write("large", &large);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let input = theirs.try_clone().unwrap();
+    let (root, state) = (peer.dir.path().to_owned(), peer.state.path().to_owned());
+    let agent = std::thread::spawn(move || serve(&root, &state, deadline, input, theirs));
+    write_magic(&mut &ours).unwrap();
+    write_message(&mut &ours, &ToAgent::Hello(hello(None))).unwrap();
+    let fetch = ToAgent::Fetch {
+        request: 1,
+        path: path("large"),
+        hash: ContentHash::of(&large),
+        offset: 0,
+    };
+    write_message(&mut &ours, &fetch).unwrap();
+    let ended = agent.join().unwrap();
+    assert!(matches!(ended, Err(Error::Silent)), "{ended:?}");
 }

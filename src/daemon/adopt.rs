@@ -11,7 +11,8 @@ use crate::replica::Reserved;
 use crate::transport::{self, ConnectError, ConnectOptions, Link, PeerUrl};
 use crate::tree::{Id, MirrorId};
 use crate::wire::frame;
-use crate::wire::message::{MountHello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, ToAgent, ToMount};
+use crate::wire::message::{MountHello, Refusal, ToAgent, ToMount};
+use crate::wire::version::{Introduction, answered};
 
 /// How long a peer may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -113,10 +114,15 @@ fn greet(link: &Link, mirror: MirrorId) -> Result<ToMount, frame::FrameError> {
     stream.set_read_timeout(Some(PATIENCE))?;
     frame::write_magic(&mut stream)?;
     let random = || Id::random().map_err(|error| std::io::Error::other(error.to_string()));
+    let Introduction {
+        protocol,
+        features,
+        version,
+    } = Introduction::own();
     let hello = MountHello {
-        protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
-        features: Vec::new(),
-        version: env!("CARGO_PKG_VERSION").into(),
+        protocol,
+        features,
+        version,
         mirror,
         // No replica yet: the tree gets its own once it is known which mirror it is in.
         replica: random()?,
@@ -128,7 +134,8 @@ fn greet(link: &Link, mirror: MirrorId) -> Result<ToMount, frame::FrameError> {
     };
     frame::write_message(&mut stream, &ToAgent::Hello(hello))?;
     frame::read_magic(&mut stream)?;
-    frame::read_message(&mut stream)?.ok_or(frame::FrameError::Truncated)
+    let first = frame::read_first(&mut stream)?.ok_or(frame::FrameError::Truncated)?;
+    answered(first)
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ impl Peers {
     ) -> Result<Self, Failure> {
         let options = transport::ConnectOptions::from_env()
             .or_fail(|| "cannot use the settings of the transport in the environment".into())?;
+        let deadline = options.deadline;
         let configured = site.peers()?;
         let several = configured.len() > 1;
         // Deletions that were seen are meant; what a scan found missing may not be. The brake
@@ -87,6 +88,7 @@ impl Peers {
                 name_artefacts: several,
                 scanned: wiped,
                 dry_run,
+                deadline,
             };
             let handle = Handle::spawn(context)
                 .or_fail(|| format!("cannot serve the peer {}", peer.name))?;

@@ -11,7 +11,8 @@ use tokio::task::spawn_blocking;
 use crate::replica::Partial;
 use crate::transport::{ConnectError, Link};
 use crate::tree::{ContentHash, Id, RelPath};
-use crate::wire::message::{AgentHello, MountHello, PROTOCOL_MAX, PROTOCOL_MIN, ToAgent, ToMount};
+use crate::wire::message::{AgentHello, MountHello, ToAgent, ToMount};
+use crate::wire::version::Introduction;
 
 use super::apply::apply;
 use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus};
@@ -154,10 +155,11 @@ impl Driver {
                     self.finished(number, finished)
                 }
                 message = next_message(&mut self.session) => match message {
-                    Ok(message) => {
+                    Ok(Some(message)) => {
                         self.note(&message);
                         Some(Event::Message(message))
                     }
+                    Ok(None) => Some(Event::Heard),
                     Err(reason) => Some(Event::LinkLost(self.explain(reason))),
                 },
                 () = tokio::time::sleep(deadline) => Some(Event::Tick),
@@ -369,10 +371,15 @@ impl Driver {
     }
 
     fn hello(&self) -> Result<MountHello, Error> {
+        let Introduction {
+            protocol,
+            features,
+            version,
+        } = Introduction::own();
         Ok(MountHello {
-            protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
-            features: Vec::new(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol,
+            features,
+            version,
             mirror: self.context.mirror,
             replica: self.context.replica,
             session: Id::random().map_err(|_| Error::Random)?,
@@ -626,7 +633,7 @@ impl Driver {
             Finished::Connected(Ok(link)) => {
                 lock(&self.status).transport =
                     Some((link.transport.to_string(), link.reason.clone()));
-                match Session::start(link) {
+                match Session::start(link, self.context.deadline) {
                     Ok(session) => {
                         self.session = Some(session);
                         Some(Event::Connected)
@@ -734,7 +741,7 @@ impl Driver {
     }
 }
 
-async fn next_message(session: &mut Option<Session>) -> Result<ToMount, String> {
+async fn next_message(session: &mut Option<Session>) -> Result<Option<ToMount>, String> {
     match session {
         Some(session) => match session.incoming.recv().await {
             Some(message) => message,

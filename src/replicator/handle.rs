@@ -2,6 +2,7 @@
 //! be told.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use mirrorfs_journal::Journal;
 use tokio::sync::{mpsc, oneshot};
@@ -43,6 +44,8 @@ pub struct Context {
     pub scanned: bool,
     /// Decide, tell, and change nothing on either side.
     pub dry_run: bool,
+    /// How long nothing may be heard from the peer before its link is given up.
+    pub deadline: Duration,
 }
 
 /// The state of a peer in one word.
@@ -144,7 +147,8 @@ impl Handle {
         };
         let newest = context.journal.recorder().last();
         let jitter = Id::random().map_err(|_| Error::Random)?.0[0];
-        let machine = Machine::new(peer.cursor, peer.durable, newest, u64::from(jitter) + 1);
+        let machine = Machine::new(peer.cursor, peer.durable, newest, u64::from(jitter) + 1)
+            .with_deadline(context.deadline);
         let status = Arc::new(Mutex::new(PeerStatus {
             id: peer.id,
             state: PeerState::Connecting,

@@ -2,15 +2,18 @@
 //! for the bytes of contents outwards.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::transport::Link;
 use crate::wire::frame::{Decoder, encode};
-use crate::wire::message::{MAGIC, ToAgent, ToMount};
+use crate::wire::message::{MAGIC, SIGN_OF_LIFE, ToAgent, ToMount};
+use crate::wire::version::answered;
 
 /// How many stretches of content may wait to be written. What is in flight beyond that
 /// is up to the transport.
@@ -18,8 +21,9 @@ const STRETCHES: usize = 4;
 
 /// A session's stream with its two tasks. Dropping it ends the session.
 pub(super) struct Session {
-    /// Messages from the agent; an error ends the session.
-    pub(super) incoming: mpsc::Receiver<Result<ToMount, String>>,
+    /// Messages from the agent; none for a part of one that is still coming in; an error
+    /// ends the session.
+    pub(super) incoming: mpsc::Receiver<Result<Option<ToMount>, String>>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     budget: Arc<Semaphore>,
     tasks: [JoinHandle<()>; 2],
@@ -40,8 +44,9 @@ pub(super) struct ContentSender {
 }
 
 impl Session {
-    /// Starts a session on a link that was just made, within the current runtime.
-    pub(super) fn start(link: Link) -> std::io::Result<Self> {
+    /// Starts a session on a link that was just made, within the current runtime. Neither
+    /// side gives it up before it has been silent for `deadline`.
+    pub(super) fn start(link: Link, deadline: Duration) -> std::io::Result<Self> {
         let stream = link.stream.try_clone()?;
         stream.set_nonblocking(true)?;
         let (mut reader, mut writer) = UnixStream::from_std(stream)?.into_split();
@@ -49,6 +54,7 @@ impl Session {
         let (outgoing, mut frames) = mpsc::unbounded_channel::<Outgoing>();
         let reading = tokio::spawn(async move {
             let mut decoder = Decoder::expecting_magic();
+            let mut met = false;
             let mut buffer = vec![0; 256 * 1024];
             loop {
                 let read = match reader.read(&mut buffer).await {
@@ -67,10 +73,19 @@ impl Session {
                     }
                 };
                 decoder.push(bytes);
+                let mut whole = false;
                 loop {
-                    match decoder.next::<ToMount>() {
+                    let next = if met {
+                        decoder.next::<ToMount>()
+                    } else {
+                        let first = decoder.first::<ToMount>();
+                        first.and_then(|first| first.map(answered).transpose())
+                    };
+                    met |= matches!(next, Ok(Some(_)));
+                    match next {
                         Ok(Some(message)) => {
-                            if to_driver.send(Ok(message)).await.is_err() {
+                            whole = true;
+                            if to_driver.send(Ok(Some(message))).await.is_err() {
                                 return;
                             }
                         }
@@ -81,15 +96,31 @@ impl Session {
                         }
                     }
                 }
+                // If the driver is busy it has no need of it.
+                if !whole {
+                    let _ = to_driver.try_send(Ok(None));
+                }
             }
         });
+        let sign_every = SIGN_OF_LIFE.min(deadline / 4);
+        let sign_of_life = framed(&ToAgent::Ping { token: 0 }).map_err(std::io::Error::other)?;
         let writing = tokio::spawn(async move {
             if writer.write_all(&MAGIC).await.is_err() {
                 return;
             }
-            while let Some(outgoing) = frames.recv().await {
+            loop {
+                let frame = match timeout(sign_every, frames.recv()).await {
+                    Ok(Some(outgoing)) => outgoing,
+                    Ok(None) => return,
+                    // Whatever the machine is waiting for, the agent shall not take this
+                    // side for gone.
+                    Err(_) => Outgoing {
+                        frame: sign_of_life.clone(),
+                        _permit: None,
+                    },
+                };
                 // What breaks here ends the reading side too, which tells the reason.
-                if writer.write_all(&outgoing.frame).await.is_err() {
+                if writer.write_all(&frame.frame).await.is_err() {
                     return;
                 }
             }

@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use crate::tree::{Agreement, ContentHash, Id, RelPath};
 use crate::wire::message::{
-    AgentHello, Divergence, Observation, Op, Revision, ToAgent, ToMount, Want,
+    AgentHello, DEADLINE, Divergence, Observation, Op, Revision, ToAgent, ToMount, Want,
 };
 
-/// How long nothing may be heard from a peer before its link is given up.
-pub const DEADLINE: Duration = Duration::from_secs(15);
-/// How often a silent peer is asked whether it is there.
-const PING_EVERY: Duration = Duration::from_secs(4);
+/// How often a silent peer is asked whether it is there, at the least.
+const PING_EVERY: Duration = Duration::from_millis(3750);
 /// Changes are collected until nothing has happened for this long ...
 const QUIET: Duration = Duration::from_millis(4);
 /// ... but a batch is not put off for longer than this.
@@ -46,6 +44,8 @@ pub enum Event {
     LinkLost(String),
     /// The link cannot come up without somebody's help.
     Halted(String),
+    /// Part of a message has come in: the peer is there, and its link is slow.
+    Heard,
     /// The agent spoke.
     Message(ToMount),
     /// Observations have been stored; whether any of them is news.
@@ -290,6 +290,8 @@ pub struct Machine {
     round: Round,
     attempts: u32,
     jitter: u64,
+    /// How long nothing may be heard from the peer before its link is given up.
+    deadline: Duration,
     heard: Now,
     asked: Now,
     /// The first ping since the peer was last heard.
@@ -333,6 +335,7 @@ impl Machine {
             round: Round::Idle,
             attempts: 0,
             jitter,
+            deadline: DEADLINE,
             heard: Duration::ZERO,
             asked: Duration::ZERO,
             unanswered: None,
@@ -354,6 +357,16 @@ impl Machine {
             last_error: None,
             commands: Vec::new(),
         }
+    }
+
+    /// The same with another deadline than the usual one.
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    fn ping_every(&self) -> Duration {
+        PING_EVERY.min(self.deadline / 4)
     }
 
     /// The link as a person sees it.
@@ -399,7 +412,7 @@ impl Machine {
             Link::Down { until } | Link::Halted { until } => deadlines.push(until),
             Link::Greeting | Link::Reporting | Link::Up => {
                 deadlines.extend(self.given_up());
-                deadlines.push(self.heard.max(self.asked) + PING_EVERY);
+                deadlines.push(self.heard.max(self.asked) + self.ping_every());
             }
             Link::Connecting => {}
         }
@@ -413,7 +426,7 @@ impl Machine {
     /// unanswered: this side may have been busy itself, and not have asked in time.
     fn given_up(&self) -> Option<Now> {
         self.unanswered
-            .map(|asked| asked + DEADLINE.saturating_sub(PING_EVERY))
+            .map(|asked| asked + self.deadline.saturating_sub(self.ping_every()))
     }
 
     fn round_due(&self) -> Option<Now> {
@@ -449,9 +462,9 @@ impl Machine {
             }
             Event::LinkLost(reason) => self.lose(reason),
             Event::Halted(reason) => self.halt(reason),
+            Event::Heard => self.hear(),
             Event::Message(message) => {
-                self.heard = self.now;
-                self.unanswered = None;
+                self.hear();
                 self.message(message);
             }
             Event::Stored { news, complete } => {
@@ -550,6 +563,11 @@ impl Machine {
         }
     }
 
+    fn hear(&mut self) {
+        self.heard = self.now;
+        self.unanswered = None;
+    }
+
     /// Does whatever is due by now.
     fn run(&mut self) {
         match self.link {
@@ -560,11 +578,11 @@ impl Machine {
             }
             Link::Greeting | Link::Reporting | Link::Up => {
                 if self.given_up().is_some_and(|due| due <= self.now) {
-                    let seconds = DEADLINE.as_secs();
+                    let seconds = self.deadline.as_secs_f32();
                     self.lose(format!(
                         "nothing was heard from the peer for {seconds} seconds"
                     ));
-                } else if self.now >= self.heard.max(self.asked) + PING_EVERY {
+                } else if self.now >= self.heard.max(self.asked) + self.ping_every() {
                     self.asked = self.now;
                     self.unanswered.get_or_insert(self.now);
                     let token = self.token();

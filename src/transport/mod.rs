@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::wire::message::DEADLINE;
+
 pub use self::error::ConnectError;
 pub use self::url::{PeerUrl, Place, SshPlace, UrlError};
 
@@ -98,6 +100,9 @@ pub struct ConnectOptions {
     pub program: PathBuf,
     /// How long connecting, authenticating and starting the agent may take altogether.
     pub timeout: Duration,
+    /// How long a side of an established link may be silent (`MIRRORFS_DEADLINE`, in
+    /// seconds).
+    pub deadline: Duration,
 }
 
 impl Default for ConnectOptions {
@@ -111,6 +116,7 @@ impl Default for ConnectOptions {
             // Still this very program when the file has been replaced by an upgrade.
             program: PathBuf::from("/proc/self/exe"),
             timeout: Duration::from_secs(30),
+            deadline: DEADLINE,
         }
     }
 }
@@ -140,9 +146,27 @@ impl ConnectOptions {
             agent: std::env::var("MIRRORFS_AGENT")
                 .ok()
                 .filter(|command| !command.trim().is_empty()),
+            deadline: deadline_from_env()?,
             ..Self::default()
         })
     }
+}
+
+/// How long a side of a link may be silent, as `MIRRORFS_DEADLINE` says in seconds.
+pub fn deadline_from_env() -> Result<Duration, ConnectError> {
+    const NAME: &str = "MIRRORFS_DEADLINE";
+    let Ok(text) = std::env::var(NAME) else {
+        return Ok(DEADLINE);
+    };
+    text.trim()
+        .parse()
+        .ok()
+        .filter(|seconds| (1.0..=3600.0).contains(seconds))
+        .map(Duration::from_secs_f32)
+        .ok_or_else(|| ConnectError::Environment {
+            name: NAME,
+            why: format!("{text:?} is no number of seconds between 1 and 3600"),
+        })
 }
 
 /// A connection to a running agent. Dropping it ends the connection and whatever

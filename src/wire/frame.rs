@@ -13,6 +13,7 @@
 //! sender may put into one does not depend on how well it compresses. Every length is
 //! checked before anything is allocated for it.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
 
@@ -22,6 +23,7 @@ use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
 
 use super::message::MAGIC;
+use super::version::{First, Introduction};
 
 /// Most bytes of a payload, and of a message once unpacked.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -71,6 +73,9 @@ pub enum FrameError {
     /// The payload is longer than its message.
     #[error("the peer sent a message with {0} bytes too many")]
     Trailing(usize),
+    /// The first message is no hello that this protocol has.
+    #[error("the peer did not begin with a hello that can be read: the stream is damaged")]
+    NoHello,
     /// A message of this side cannot be written down.
     #[error("a message cannot be encoded: {0}")]
     Encode(postcard::Error),
@@ -210,6 +215,19 @@ impl Decoder {
     // Not an iterator: the type of the message is the caller's choice per call.
     #[allow(clippy::should_implement_trait)]
     pub fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
+        self.next_as(parse)
+    }
+
+    /// The first message, which may be of another version, or none if more bytes are
+    /// needed for it.
+    pub fn first<M: DeserializeOwned>(&mut self) -> Result<Option<First<M>>, FrameError> {
+        self.next_as(parse_first)
+    }
+
+    fn next_as<T>(
+        &mut self,
+        parse: impl FnOnce(&[u8]) -> Result<T, FrameError>,
+    ) -> Result<Option<T>, FrameError> {
         if self.awaiting_magic {
             let held = self.held();
             let length = held.len().min(MAGIC.len());
@@ -232,7 +250,7 @@ impl Decoder {
         let Some(payload) = rest.get(..length) else {
             return Ok(None);
         };
-        let message = open_payload(flag, payload)?;
+        let message = parse(&unpack(flag, payload)?)?;
         self.start += HEADER + length;
         if self.start == self.buffer.len() {
             self.buffer.clear();
@@ -275,9 +293,10 @@ fn parse_header(header: [u8; HEADER]) -> Result<(usize, u8), FrameError> {
     }
 }
 
-fn open_payload<M: DeserializeOwned>(flag: u8, payload: &[u8]) -> Result<M, FrameError> {
+/// A message as its sender wrote it down.
+fn unpack(flag: u8, payload: &[u8]) -> Result<Cow<'_, [u8]>, FrameError> {
     if flag == PLAIN {
-        return parse(payload);
+        return Ok(Cow::Borrowed(payload));
     }
     // A frame made by `encode` states the size of its content; one that does not is
     // refused rather than unpacked to see.
@@ -293,15 +312,15 @@ fn open_payload<M: DeserializeOwned>(flag: u8, payload: &[u8]) -> Result<M, Fram
         .ok()
         .filter(|size| *size <= MAX_FRAME)
         .ok_or(FrameError::Oversized { size })?;
-    let plain = DECOMPRESSOR
+    DECOMPRESSOR
         .with_borrow_mut(|slot| match slot {
             Some(unpacker) => unpacker.decompress(payload, capacity),
             None => slot
                 .insert(Decompressor::new()?)
                 .decompress(payload, capacity),
         })
-        .map_err(FrameError::Compression)?;
-    parse(&plain)
+        .map(Cow::Owned)
+        .map_err(FrameError::Compression)
 }
 
 fn parse<M: DeserializeOwned>(plain: &[u8]) -> Result<M, FrameError> {
@@ -310,6 +329,20 @@ fn parse<M: DeserializeOwned>(plain: &[u8]) -> Result<M, FrameError> {
         Ok(message)
     } else {
         Err(FrameError::Trailing(rest.len()))
+    }
+}
+
+/// A hello of a later version may say more at its end; one that cannot be read at all
+/// still tells who spoke.
+fn parse_first<M: DeserializeOwned>(plain: &[u8]) -> Result<First<M>, FrameError> {
+    let introduction = Introduction::of_hello(plain);
+    match (postcard::take_from_bytes(plain), introduction) {
+        (Ok((message, rest)), hello) if rest.is_empty() || hello.is_some() => {
+            Ok(First::Message(message))
+        }
+        (_, Some(introduction)) => Ok(First::Foreign(introduction)),
+        (Ok((_, rest)), None) => Err(FrameError::Trailing(rest.len())),
+        (Err(error), None) => Err(FrameError::Message(error)),
     }
 }
 
@@ -361,6 +394,21 @@ pub fn write_message<M: Serialize>(output: &mut impl Write, message: &M) -> Resu
 
 /// Reads one message, waiting for it; none if the stream ended before its first byte.
 pub fn read_message<M: DeserializeOwned>(input: &mut impl Read) -> Result<Option<M>, FrameError> {
+    read_as(input, parse)
+}
+
+/// Reads the first message, which may be of another version, waiting for it; none if the
+/// stream ended before its first byte.
+pub fn read_first<M: DeserializeOwned>(
+    input: &mut impl Read,
+) -> Result<Option<First<M>>, FrameError> {
+    read_as(input, parse_first)
+}
+
+fn read_as<T>(
+    input: &mut impl Read,
+    parse: impl FnOnce(&[u8]) -> Result<T, FrameError>,
+) -> Result<Option<T>, FrameError> {
     let mut header = [0; HEADER];
     let mut filled = 0;
     while filled < HEADER {
@@ -381,7 +429,7 @@ pub fn read_message<M: DeserializeOwned>(input: &mut impl Read) -> Result<Option
             FrameError::Io(error)
         }
     })?;
-    open_payload(flag, &payload).map(Some)
+    parse(&unpack(flag, &payload)?).map(Some)
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 //! then [`ToAgent::Data`], then [`ToAgent::Commit`], answered by [`ToMount::Applied`] and,
 //! once synced, by [`ToMount::Durable`].
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::tree::{Agreement, ContentHash, Entry, Epoch, Id, MirrorId, RelPath, ReplicaId};
@@ -19,6 +21,12 @@ pub const PROTOCOL_MAX: u16 = 1;
 /// The first four bytes of a session in either direction, before any frame, so that
 /// an agent of another protocol (or a shell's greeting) is recognised for what it is.
 pub const MAGIC: [u8; 4] = *b"mfs\x01";
+
+/// How long a side waits for a sign of life before it gives the link up, unless it is
+/// told otherwise (`MIRRORFS_DEADLINE`).
+pub const DEADLINE: Duration = Duration::from_secs(15);
+/// Neither side is silent for longer than this once the session has begun.
+pub const SIGN_OF_LIFE: Duration = Duration::from_millis(3500);
 
 /// What the mounted side says first.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
