@@ -252,8 +252,9 @@ pub(super) fn privileged_bits(attributes: &Attributes, caller: &Caller) -> u32 {
     mode & 0o4000 | if setgid { 0o2000 } else { 0 }
 }
 
-/// Reads until the buffer is full or the file ends: a short answer means the end to
-/// the kernel.
+/// Reads until the buffer is full or the file ends. A short answer means the end to the
+/// kernel, which would show and cache zeros after it: so an error is one, also after a
+/// part that could be read.
 pub(super) fn read_full(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -261,8 +262,7 @@ pub(super) fn read_full(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Resul
             Ok(0) => break,
             Ok(read) => filled += read,
             Err(Errno::INTR) => {}
-            Err(error) if filled == 0 => return Err(error),
-            Err(_) => break,
+            Err(error) => return Err(error),
         }
     }
     Ok(filled)
