@@ -61,7 +61,7 @@ pub(super) fn meet<I: Read, O: Write>(
         Err(error) => {
             let refusal = match &error {
                 Error::Refused(refusal) => refusal.clone(),
-                other => Refusal::Root {
+                other => Refusal::Failed {
                     reason: other.to_string(),
                 },
             };

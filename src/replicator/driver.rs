@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use crate::replica::Partial;
 use crate::transport::{ConnectError, Link};
 use crate::tree::{ContentHash, Id, RelPath};
-use crate::wire::message::{AgentHello, MountHello, ToAgent, ToMount};
+use crate::wire::message::{AgentHello, MountHello, Refusal, ToAgent, ToMount};
 use crate::wire::version::Introduction;
 
 use super::apply::apply;
@@ -696,7 +696,7 @@ impl Driver {
                 lock(&self.status).problems = self.problems();
             }
             ToMount::Watching { degraded } => lock(&self.status).degraded.clone_from(degraded),
-            ToMount::Refused { refusal } => {
+            ToMount::Refused { refusal } if !matches!(refusal, Refusal::Failed { .. }) => {
                 lock(&self.status).halt_reason = Some(refusal.to_string());
             }
             ToMount::Hello(_) => lock(&self.status).halt_reason = None,

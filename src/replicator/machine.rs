@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::tree::{Agreement, ContentHash, Id, RelPath};
 use crate::wire::message::{
-    AgentHello, DEADLINE, Divergence, Observation, Op, Revision, ToAgent, ToMount, Want,
+    AgentHello, DEADLINE, Divergence, Observation, Op, Refusal, Revision, ToAgent, ToMount, Want,
 };
 
 /// How often a silent peer is asked whether it is there, at the least.
@@ -618,9 +618,10 @@ impl Machine {
                     self.commands.push(Command::Meet(Box::new(hello)));
                 }
             }
-            ToMount::Refused { refusal } => {
-                self.halt(refusal.to_string());
-            }
+            ToMount::Refused { refusal } => match refusal {
+                Refusal::Failed { .. } => self.lose(refusal.to_string()),
+                _ => self.halt(refusal.to_string()),
+            },
             ToMount::Observed {
                 observations,
                 complete,

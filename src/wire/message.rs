@@ -401,4 +401,11 @@ pub enum Refusal {
         /// What is wrong with it and what to do.
         reason: String,
     },
+    /// Something failed over there that may work the next time: a full disk, for the
+    /// most part.
+    #[error("the peer's agent cannot begin: {reason}")]
+    Failed {
+        /// What failed.
+        reason: String,
+    },
 }
