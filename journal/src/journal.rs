@@ -54,6 +54,7 @@ pub struct Journal {
 struct Inner {
     shared: Arc<Shared>,
     sender: Sender<Command>,
+    pool: Pool,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -77,12 +78,13 @@ impl Journal {
         shared.committed.store(start.last, Ordering::Release);
         let checkpointer = Checkpointer::start(&path, Arc::clone(&shared))?;
         let (sender, receiver) = bounded(queue);
+        let pool = Pool::new(&path);
         let writer = Writer::new(
             View::new(connection)?,
             life,
             receiver,
             Arc::clone(&shared),
-            Pool::new(&path),
+            pool.clone(),
             checkpointer,
         );
         let thread = std::thread::Builder::new()
@@ -97,6 +99,7 @@ impl Journal {
         let inner = Inner {
             shared,
             sender,
+            pool,
             writer: Mutex::new(Some(thread)),
         };
         Ok((
@@ -132,6 +135,13 @@ impl Journal {
         self.refuse_reentry()?;
         let mark = self.recorder().mark()?;
         self.snapshot_at(mark)
+    }
+
+    /// The recorded tree as it was committed last, which may lack the newest records. For
+    /// showing how things are: unlike [`snapshot`](Self::snapshot) it needs no writer, so
+    /// that it can be had of a journal that takes no more records.
+    pub fn committed(&self) -> Result<Snapshot, Error> {
+        self.inner.pool.snapshot()
     }
 
     /// Runs `change` on the writer's thread, after everything recorded before the

@@ -38,16 +38,37 @@ impl Umount {
             timeout_ms: duration::millis(self.timeout),
         };
         match daemon.call(request, Some(patience(self.timeout)))? {
-            Response::Unmounted(flushed) => {
+            Response::Unmounted { flushed, failures } => {
                 // The journal is closed by now; the lock goes with the process.
                 Lock::wait_until_free(&dir.lock())
                     .or_fail(|| format!("cannot wait for {}", dir.lock().display()))?;
-                Ok(unmounted(&record, &flushed))
+                match failed(&record, failures) {
+                    None => Ok(unmounted(&record, &flushed)),
+                    Some(failure) => Err(failure),
+                }
             }
             Response::Busy { flushed, error } => Err(in_use(&dir, &record, &flushed, &error)),
             other => Err(unexpected(&other)),
         }
     }
+}
+
+/// Says that a tree is unmounted, and that this is all that went well.
+fn failed(record: &Record, failures: Vec<Failure>) -> Option<Failure> {
+    if failures.is_empty() {
+        return None;
+    }
+    let tree = record.tree.display();
+    let mut failure = Failure::new(format!(
+        "{tree} is unmounted and plain files, but not everything was flushed"
+    ));
+    for each in failures {
+        failure.causes.push(each.message);
+        failure.causes.extend(each.causes);
+    }
+    Some(failure.hint(format!(
+        "nothing that was acknowledged is lost: mirrorfs mount {tree} scans it and sends what is missing"
+    )))
 }
 
 fn unmounted(record: &Record, flushed: &Flushed) -> Exit {

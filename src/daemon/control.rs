@@ -121,7 +121,13 @@ pub enum Response {
     Flushed(Flushed),
     /// The tree is plain files again. The daemon lets go of the mirror's lock when it
     /// ends, right after this.
-    Unmounted(Flushed),
+    Unmounted {
+        /// What was flushed.
+        flushed: Flushed,
+        /// What went wrong all the same: nothing could be flushed, or the journal could
+        /// not be closed.
+        failures: Vec<Failure>,
+    },
     /// The mount is in use, and stays.
     Busy {
         /// What was flushed.
@@ -272,7 +278,10 @@ mod tests {
                 flushed: Flushed::default(),
                 error: "busy".into(),
             },
-            Response::Unmounted(Flushed::default()),
+            Response::Unmounted {
+                flushed: Flushed::default(),
+                failures: vec![Failure::new("the journal could not be closed")],
+            },
             Response::Failed(Failure::new("no").hint("yes").exit(Exit::Brake)),
         ] {
             let text = serde_json::to_string(&response).unwrap();

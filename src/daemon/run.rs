@@ -110,7 +110,9 @@ async fn attend(
     say.announce(Announcement::Ready(ready(&site)?));
     tracing::info!(tree = %site.tree().display(), "mounted");
 
+    let mut failures = Vec::new();
     let (flushed, answer) = loop {
+        failures.clear();
         let stop = tokio::select! {
             Some(stop) = stops.recv() => stop,
             signal = signals.next() => {
@@ -126,6 +128,7 @@ async fn attend(
             Ok(flushed) => flushed,
             Err(failure) => {
                 tracing::error!("{failure}");
+                failures.push(failure);
                 Flushed::default()
             }
         };
@@ -144,7 +147,11 @@ async fn attend(
             break (flushed, stop.answer);
         };
         tracing::warn!(%error, "cannot unmount");
-        *service.peers.write().await = Peers::start(&site, &tree)?;
+        match Peers::start(&site, &tree) {
+            Ok(peers) => *service.peers.write().await = peers,
+            // Without its peers the mount is still of use to whoever is in it.
+            Err(failure) => tracing::error!("{failure}"),
+        }
         let busy = Response::Busy {
             flushed,
             error: error.to_string(),
@@ -169,10 +176,8 @@ async fn attend(
     let _ = serving.await;
     let exit = flushed.left();
     if let Some(answer) = answer {
-        let response = match &closed {
-            Ok(()) => Response::Unmounted(flushed),
-            Err(failure) => Response::Failed(failure.clone()),
-        };
+        failures.extend(closed.as_ref().err().cloned());
+        let response = Response::Unmounted { flushed, failures };
         if answer.send(response).is_ok() {
             // The caller may have hung up, so this wait has an end.
             let _ = tokio::time::timeout(FAREWELL, farewells.recv()).await;

@@ -183,7 +183,7 @@ impl Serve for Service {
     }
 
     fn answered(&self, response: &Response) {
-        if matches!(response, Response::Unmounted(_)) {
+        if matches!(response, Response::Unmounted { .. }) {
             // The daemon waits for this before it ends.
             let _ = self.farewell.try_send(());
         }
@@ -200,10 +200,11 @@ fn settle(door: &Mutex<Door>) {
 fn assemble(site: &Site, specials: &mut Specials, told: &[Told]) -> Result<Status, Failure> {
     let message = || "cannot read the journal".to_owned();
     let journal = site.journal.status();
-    let reason = journal.poisoned.as_ref().map(|why| {
-        format!("read-only: the journal takes no more records ({why}): make room or repair the disk, then mount again")
-    });
-    let view = site.journal.snapshot().or_fail(message)?;
+    let reason = read_only(site);
+    let view = match &reason {
+        None => site.journal.snapshot().or_fail(message)?,
+        Some(_) => site.journal.committed().or_fail(message)?,
+    };
     let peers = told
         .iter()
         .map(|told| told.peer(&view))
@@ -221,6 +222,20 @@ fn assemble(site: &Site, specials: &mut Specials, told: &[Told]) -> Result<Statu
         held_back: specials.held_back(&view).or_fail(message)?,
         problems: problems(site, told),
     })
+}
+
+/// Why the mount takes no more changes, if that is so, and the way on.
+pub(super) fn read_only(site: &Site) -> Option<String> {
+    let journal = site.journal.status().poisoned.map(|why| {
+        format!("the journal takes no more records ({why}): make room or repair the disk")
+    });
+    let why = journal.or_else(|| {
+        let why = site.filesystem.poisoned()?;
+        Some(format!("{why}: repair the disk"))
+    })?;
+    Some(format!(
+        "read-only: {why}, then unmount and mount again; nothing that was acknowledged is lost"
+    ))
 }
 
 fn problems(site: &Site, told: &[Told]) -> Vec<super::status::Problem> {

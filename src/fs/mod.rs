@@ -29,8 +29,8 @@ pub(crate) mod tests;
 mod trash;
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 
 use mirrorfs_journal::{Poisoned, Recorder};
 use parking_lot::{Mutex, RwLock};
@@ -139,7 +139,7 @@ pub struct Filesystem {
     changed: Mutex<HashMap<Ino, u64>>,
     /// How often a name changed.
     names_changed: AtomicU64,
-    poisoned: AtomicBool,
+    poisoned: OnceLock<String>,
     door: Arc<Registry>,
     problems: Problems,
     /// Tells the kernel that what it cached of a node's attributes is wrong.
@@ -165,7 +165,7 @@ impl Filesystem {
             open_cuts: AtomicUsize::new(0),
             changed: Mutex::new(HashMap::new()),
             names_changed: AtomicU64::new(0),
-            poisoned: AtomicBool::new(false),
+            poisoned: OnceLock::new(),
             door: Arc::new(Registry::default()),
             problems: Problems::default(),
             stale: RwLock::new(None),

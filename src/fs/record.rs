@@ -13,10 +13,15 @@ use crate::tree::{Ino, Kind};
 impl Filesystem {
     /// Refuses changes once the journal does.
     pub(super) fn writable(&self) -> Result<()> {
-        if self.poisoned.load(Ordering::Acquire) {
+        if self.poisoned.get().is_some() {
             return Err(Errno::ROFS);
         }
         Ok(())
+    }
+
+    /// Why nothing can be changed any more, if that is so.
+    pub fn poisoned(&self) -> Option<&str> {
+        self.poisoned.get().map(String::as_str)
     }
 
     /// Records a change. To be called under the lock under which it took effect.
@@ -29,7 +34,7 @@ impl Filesystem {
     }
 
     pub(super) fn poison(&self, reason: &str) {
-        if !self.poisoned.swap(true, Ordering::AcqRel) {
+        if self.poisoned.set(reason.to_owned()).is_ok() {
             tracing::error!("the mount is read-only from now on: {reason}");
         }
     }

@@ -20,6 +20,7 @@ mod flush;
 mod harness;
 mod link;
 mod live;
+mod nth;
 mod odd_files;
 mod ordinary_user;
 mod peer_disk;

@@ -11,6 +11,7 @@
 pub mod capture;
 pub mod compare;
 pub mod disk;
+pub mod inject;
 pub mod process;
 pub mod program;
 pub mod proxy;

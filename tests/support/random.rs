@@ -21,6 +21,11 @@ impl Random {
         generator
     }
 
+    /// A generator whose numbers are the same in each run.
+    pub fn of(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// The next 64 bits.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
