@@ -7,6 +7,7 @@ mod demo;
 mod door;
 mod duration;
 mod mount;
+mod peer;
 mod recover;
 mod render;
 mod resume;
@@ -49,6 +50,7 @@ enum Command {
     Conflicts(conflicts::Conflicts),
     Trash(trash::Trash),
     Resume(resume::Resume),
+    Peer(peer::Peer),
     Agent(agent::Agent),
     Recover(recover::Recover),
     Demo(demo::Demo),
@@ -79,6 +81,7 @@ impl Cli {
             Command::Conflicts(command) => command.run(),
             Command::Trash(command) => command.run(),
             Command::Resume(command) => command.run(),
+            Command::Peer(command) => command.run(),
             Command::Agent(command) => command.run(),
             Command::Recover(command) => command.run(),
             Command::Demo(command) => command.run(),

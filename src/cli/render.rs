@@ -5,6 +5,8 @@ use std::fmt::Write;
 use crate::daemon::control::{Flushed, Outcome};
 use crate::daemon::status::{MountState, Peer, PeerState, Status};
 
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// How many paths of one kind are listed; the JSON has them all.
 const LISTED: usize = 20;
 
@@ -67,20 +69,41 @@ pub(super) fn status(status: &Status) -> String {
     rows.print()
 }
 
-fn peer(rows: &mut Rows, peer: &Peer) {
+/// One peer in one line.
+pub(super) fn peer_line(peer: &Peer) -> String {
+    format!("{}  {}", peer.name, told(peer))
+}
+
+fn told(peer: &Peer) -> String {
     let through = match (&peer.transport, peer.state) {
         (Some(transport), PeerState::Connected) => format!(" ({transport})"),
         _ => String::new(),
     };
-    rows.row(
-        &format!("peer {}", peer.name),
-        format!(
-            "{}{through}, {}, {}",
-            peer.state.word(),
-            pending(peer.pending_changes, peer.pending_bytes),
-            peer.url
-        ),
-    );
+    format!(
+        "{}{through}, {}, {}",
+        peer.state.word(),
+        pending(peer.pending_changes, peer.pending_bytes),
+        peer.url
+    )
+}
+
+fn peer(rows: &mut Rows, peer: &Peer) {
+    rows.row(&format!("peer {}", peer.name), told(peer));
+    // That a path is served by a child process surprises nobody.
+    if let (Some(transport), Some(reason)) = (&peer.transport, &peer.transport_reason)
+        && transport != "local"
+    {
+        rows.row("", format!("by {transport}: {reason}"));
+    }
+    if let Some(version) = peer.version.as_ref().filter(|found| *found != VERSION) {
+        rows.row(
+            "",
+            format!("mirrorfs {version} over there, mirrorfs {VERSION} here"),
+        );
+    }
+    if let Some(why) = &peer.scanned_because {
+        rows.row("", format!("scanned now and then: {why}"));
+    }
     for text in [&peer.halt_reason, &peer.last_error].into_iter().flatten() {
         rows.row("", text.clone());
     }
@@ -91,7 +114,7 @@ fn next_steps(status: &Status) -> Vec<String> {
     let mut steps = Vec::new();
     if status.peers.is_empty() {
         steps.push(format!(
-            "mirrorfs mount {tree} PEER, to have changes carried somewhere"
+            "mirrorfs peer add {tree} PEER, to have changes carried somewhere"
         ));
     } else if status.mount.state == MountState::Unmounted {
         steps.push(format!("mirrorfs mount {tree}"));
@@ -247,6 +270,7 @@ tree       /home/me/web
 mount      mounted
 journal    change 4120, 3 changes pending (8.0 KiB)
 peer host  connected (libssh2), 3 changes pending (8.0 KiB), me@host:web
+           by libssh2: libssh2 was asked for
 conflicts  a.txt (theirs: a.txt.remote.20260101T000000Z.conflict)
 held back  run.sock: a socket stays local
 problems   b: Permission denied (os error 13)

@@ -25,6 +25,9 @@ pub(super) struct Sync {
     dir: Option<PathBuf>,
     /// Exchange with this peer only: its name, or its place if DIR is not mounted
     peer: Option<String>,
+    /// The same, by the peer's name
+    #[arg(long = "peer", value_name = "NAME", conflicts_with = "peer")]
+    only: Option<String>,
     /// Have everything that was changed before the call durable on the peers
     #[arg(long)]
     flush: bool,
@@ -79,7 +82,16 @@ impl Sync {
             Some((_, record)) if self.peer.is_none() => record.tree.clone(),
             _ => dir,
         };
-        self.unmounted(tree)
+        let peer = match (&found, &self.only) {
+            (Some((mirror, record)), Some(name)) => {
+                let status = super::status::of(mirror, record)?;
+                let name = peer_named(&status, name)?;
+                let peer = status.peers.into_iter().find(|peer| peer.name == name);
+                peer.map(|peer| peer.url)
+            }
+            _ => self.peer.clone(),
+        };
+        self.unmounted(tree, peer)
     }
 
     fn mounted(
@@ -105,7 +117,7 @@ impl Sync {
                 )));
             }
         }
-        let only = match &self.peer {
+        let only = match self.peer.as_ref().or(self.only.as_ref()) {
             Some(wanted) => Some(peer_named(&super::status::of(mirror, record)?, wanted)?),
             None => None,
         };
@@ -121,14 +133,14 @@ impl Sync {
                 Err(Failure::new(format!(
                     "{tree} has no peer: its changes are in the journal on this machine and nowhere else"
                 ))
-                .hint(format!("add one: mirrorfs umount {tree}, then mirrorfs mount {tree} PEER")))
+                .hint(format!("add one: mirrorfs peer add {tree} PEER")))
             }
             Response::Flushed(flushed) => Ok(self.say(&flushed)),
             other => Err(unexpected(&other)),
         }
     }
 
-    fn unmounted(&self, dir: PathBuf) -> Result<Exit, Failure> {
+    fn unmounted(&self, dir: PathBuf, peer: Option<String>) -> Result<Exit, Failure> {
         let mode = match (self.push_only, self.pull_only) {
             (true, _) => Some(Mode::PushOnly),
             (_, true) => Some(Mode::PullOnly),
@@ -136,7 +148,7 @@ impl Sync {
         };
         let order = Order {
             dir,
-            peer: self.peer.clone(),
+            peer,
             ..Order::default()
         };
         let round = Round {
@@ -187,7 +199,7 @@ fn peer_named(status: &Status, wanted: &str) -> Result<String, Failure> {
         .map(|peer| peer.name.clone())
         .ok_or_else(|| {
             let tree = &status.mirror.tree;
-            Failure::new(format!("{wanted} is not a peer of the mounted {tree}"))
-                .hint(format!("mirrorfs status {tree} lists the peers; to add one, unmount, then mirrorfs mount {tree} {wanted}"))
+            Failure::new(format!("{wanted} is not a peer of {tree}"))
+                .hint(format!("mirrorfs peer list {tree} lists the peers, mirrorfs peer add {tree} {wanted} adds one"))
         })
 }

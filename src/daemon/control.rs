@@ -64,6 +64,20 @@ pub enum Request {
     },
     /// Try unreachable peers at once.
     Retry,
+    /// Mirror to a further peer from now on.
+    AddPeer {
+        /// Where it is.
+        url: String,
+        /// What to call it.
+        name: Option<String>,
+    },
+    /// Mirror to a peer no longer, and forget what was agreed with it.
+    RemovePeer {
+        /// Its name.
+        name: String,
+        /// Also while conflicts with it are open: the copies of its versions stay.
+        force: bool,
+    },
     /// Go on where a brake is engaged.
     Resume {
         /// Only this peer; all if none.
@@ -139,6 +153,18 @@ pub enum Response {
     Retrying {
         /// The peers' names.
         peers: Vec<String>,
+    },
+    /// To a peer that is to be added.
+    PeerAdded {
+        /// Its name.
+        name: String,
+        /// What its user should know.
+        warnings: Vec<String>,
+    },
+    /// To a peer that is to be removed.
+    PeerRemoved {
+        /// How many conflicts with it were open.
+        conflicts: usize,
     },
     /// To a resume.
     Resumed {

@@ -3,17 +3,20 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use mirrorfs_journal::View;
+use mirrorfs_journal::{Peer, View};
+
+use parking_lot::Mutex;
 
 use super::control::{Outcome, PeerFlushed};
 use super::failure::{Failure, OrFail};
 use super::report;
 use super::site::Site;
 use super::state::Mode;
-use super::status::{Peer, PeerState};
+use super::status::{self, PeerState};
 use crate::reconcile::Policy;
 use crate::replicator::{
     Context, FlushOutcome, Handle, LocalTree, PeerState as ReplicatorState, PeerStatus,
@@ -43,9 +46,16 @@ impl Served {
     }
 }
 
-/// All peers of a mount.
+/// All peers of a mount. They come and go while it is mounted; whoever waits for one of
+/// them holds up nobody else.
 #[derive(Default)]
-pub struct Peers(Vec<Served>);
+pub struct Peers {
+    served: Mutex<Vec<Arc<Served>>>,
+    /// Whether artefacts of conflicts need the peer's name.
+    several: Arc<AtomicBool>,
+    /// The mount is ending: no further peer is served.
+    closed: AtomicBool,
+}
 
 impl Peers {
     /// Starts a task for each peer that is configured. To be called in a runtime.
@@ -61,56 +71,113 @@ impl Peers {
         only: Option<PeerId>,
         dry_run: bool,
     ) -> Result<Self, Failure> {
+        let peers = Self::default();
+        let configured = site.peers()?;
+        peers.several.store(configured.len() > 1, Ordering::Relaxed);
+        for peer in configured {
+            if only.is_none_or(|only| only == peer.id) {
+                peers.spawn(site, tree, peer, dry_run)?;
+            }
+        }
+        Ok(peers)
+    }
+
+    /// Starts the tasks again after [`Peers::stop`].
+    pub fn restart(&self, site: &Site, tree: &LocalTree) -> Result<(), Failure> {
+        self.closed.store(false, Ordering::Relaxed);
+        for peer in site.peers()? {
+            self.spawn(site, tree, peer, false)?;
+        }
+        Ok(())
+    }
+
+    /// Starts a task for a peer that has just been configured, unless it has one.
+    pub fn add(&self, site: &Site, tree: &LocalTree, peer: PeerId) -> Result<(), Failure> {
+        let configured = site.peers()?;
+        if configured.len() > 1 {
+            self.several.store(true, Ordering::Relaxed);
+        }
+        let known = self.served.lock().iter().any(|served| served.id == peer);
+        match configured.into_iter().find(|found| found.id == peer) {
+            Some(peer) if !known => self.spawn(site, tree, peer, false),
+            _ => Ok(()),
+        }
+    }
+
+    fn spawn(
+        &self,
+        site: &Site,
+        tree: &LocalTree,
+        peer: Peer,
+        dry_run: bool,
+    ) -> Result<(), Failure> {
         let options = transport::ConnectOptions::from_env()
             .or_fail(|| "cannot use the settings of the transport in the environment".into())?;
-        let deadline = options.deadline;
-        let configured = site.peers()?;
-        let several = configured.len() > 1;
         // Deletions that were seen are meant; what a scan found missing may not be. The brake
         // is for when that is more than is left.
         let wiped = site.recovery.removed > site.recovery.scanned;
-        let mut served = Vec::new();
-        for peer in configured {
-            if only.is_some_and(|only| only != peer.id) {
-                continue;
-            }
-            let url = PeerUrl::parse(&peer.url)
-                .or_fail(|| format!("cannot use the peer {}", peer.name))?;
-            let options = options.clone();
-            let context = Context {
-                mirror: site.identity.mirror,
-                replica: site.identity.replica,
-                journal: site.journal.clone(),
-                tree: tree.clone(),
-                connect: Arc::new(move || transport::connect(&url, &options)),
-                peer: peer.id,
-                policy: policy(site.record.mode),
-                name_artefacts: several,
-                scanned: wiped,
-                dry_run,
-                deadline,
-            };
-            let handle = Handle::spawn(context)
-                .or_fail(|| format!("cannot serve the peer {}", peer.name))?;
-            served.push(Served {
-                id: peer.id,
-                name: peer.name,
-                url: peer.url,
-                handle,
-            });
+        let url =
+            PeerUrl::parse(&peer.url).or_fail(|| format!("cannot use the peer {}", peer.name))?;
+        let deadline = options.deadline;
+        let mut served = self.served.lock();
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Failure::new("the mount is just being ended")
+                .hint("mount it again, then try again"));
         }
-        Ok(Self(served))
+        let context = Context {
+            mirror: site.identity.mirror,
+            replica: site.identity.replica,
+            journal: site.journal.clone(),
+            tree: tree.clone(),
+            connect: Arc::new(move || transport::connect(&url, &options)),
+            peer: peer.id,
+            policy: policy(site.record.mode),
+            name_artefacts: Arc::clone(&self.several),
+            scanned: wiped,
+            dry_run,
+            deadline,
+        };
+        let handle =
+            Handle::spawn(context).or_fail(|| format!("cannot serve the peer {}", peer.name))?;
+        served.push(Arc::new(Served {
+            id: peer.id,
+            name: peer.name,
+            url: peer.url,
+            handle,
+        }));
+        Ok(())
     }
 
-    /// Ends all tasks. What was not shipped stays in the journal.
-    pub async fn stop(self) {
-        let ends = self.0.into_iter().map(|peer| peer.handle.stop());
-        join(ends.collect()).await;
+    /// Ends the task of one peer, if it has one.
+    pub async fn remove(&self, peer: PeerId) {
+        let found = {
+            let mut served = self.served.lock();
+            let at = served.iter().position(|known| known.id == peer);
+            at.map(|at| served.remove(at))
+        };
+        if let Some(peer) = found {
+            peer.handle.stop().await;
+        }
+    }
+
+    /// Ends all tasks, and serves no further peer. What was not shipped stays in the
+    /// journal.
+    pub async fn stop(&self) {
+        let all = {
+            let mut served = self.served.lock();
+            self.closed.store(true, Ordering::Relaxed);
+            std::mem::take(&mut *served)
+        };
+        join(all.iter().map(|peer| peer.handle.stop()).collect()).await;
+    }
+
+    fn all(&self) -> Vec<Arc<Served>> {
+        self.served.lock().clone()
     }
 
     /// Tries at once what was put off; the names of the peers.
     pub fn retry(&self) -> Vec<String> {
-        self.0
+        self.all()
             .iter()
             .map(|peer| {
                 peer.handle.retry_now();
@@ -123,7 +190,7 @@ impl Peers {
     /// been deleted here before it was engaged.
     pub fn resume(&self, only: Option<&str>, resume: Resume) -> (usize, Vec<RelPath>) {
         let (mut count, mut wiped) = (0, Vec::new());
-        for peer in &self.0 {
+        for peer in self.all() {
             if only.is_none_or(|name| name == peer.name) {
                 wiped.extend(peer.handle.status().wiped);
                 peer.handle.resume(resume);
@@ -143,7 +210,8 @@ impl Peers {
         n: u64,
         patience: Duration,
     ) -> Option<Outcome> {
-        let peer = self.0.iter().find(|known| known.id == peer)?;
+        let all = self.all();
+        let peer = all.iter().find(|known| known.id == peer)?;
         peer.handle.resolve(path, resolution);
         // A flush ends after a round that knows of everything that was told before it.
         Some(peer.reach(n, patience).await)
@@ -151,7 +219,7 @@ impl Peers {
 
     /// What each peer's task says.
     pub fn statuses(&self) -> Vec<Told> {
-        self.0
+        self.all()
             .iter()
             .map(|peer| Told {
                 id: peer.id,
@@ -164,7 +232,7 @@ impl Peers {
 
     /// Whether there is a peer of that name.
     pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|peer| peer.name == name)
+        self.served.lock().iter().any(|peer| peer.name == name)
     }
 
     /// Waits until every peer, or the one named, durably holds all changes up to `n`,
@@ -175,8 +243,8 @@ impl Peers {
         n: u64,
         patience: Duration,
     ) -> Vec<(String, Outcome)> {
-        let flushes = self
-            .0
+        let all = self.all();
+        let flushes = all
             .iter()
             .filter(|peer| only.is_none_or(|name| name == peer.name))
             .map(|peer| async move { (peer.name.clone(), peer.reach(n, patience).await) });
@@ -225,7 +293,7 @@ impl Told {
     }
 
     /// The peer's part of a status. `view` tells what it lacks.
-    pub fn peer(&self, view: &View) -> Result<Peer, mirrorfs_journal::Error> {
+    pub fn peer(&self, view: &View) -> Result<status::Peer, mirrorfs_journal::Error> {
         let told = &self.status;
         // A task that has settled has looked at everything the journal knows: what
         // differs still is in conflict or held back.
@@ -234,7 +302,7 @@ impl Told {
         } else {
             report::pending(view, self.id, told.durable_seq)?
         };
-        Ok(Peer {
+        Ok(status::Peer {
             name: self.name.clone(),
             url: self.url.clone(),
             state: match told.state {
@@ -244,6 +312,9 @@ impl Told {
                 ReplicatorState::Halted => PeerState::Halted,
             },
             transport: told.transport.as_ref().map(|(kind, _)| kind.clone()),
+            transport_reason: told.transport.as_ref().map(|(_, reason)| reason.clone()),
+            version: told.version.clone(),
+            scanned_because: told.degraded.clone(),
             applied_seq: told.applied_seq,
             durable_seq: told.durable_seq,
             pending_changes,

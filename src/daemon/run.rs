@@ -133,9 +133,7 @@ async fn attend(
             }
         };
         // A peer's task works through the mount, and would keep it busy.
-        std::mem::take(&mut *service.peers.write().await)
-            .stop()
-            .await;
+        service.peers.stop().await;
         // So would what the door still does for a flush that was given up.
         let (target, door) = (Arc::clone(mount), Arc::clone(&service.door));
         let unmounted = blocking(move || {
@@ -147,10 +145,9 @@ async fn attend(
             break (flushed, stop.answer);
         };
         tracing::warn!(%error, "cannot unmount");
-        match Peers::start(&site, &tree) {
-            Ok(peers) => *service.peers.write().await = peers,
-            // Without its peers the mount is still of use to whoever is in it.
-            Err(failure) => tracing::error!("{failure}"),
+        // Without its peers the mount is still of use to whoever is in it.
+        if let Err(failure) = service.peers.restart(&site, &tree) {
+            tracing::error!("{failure}");
         }
         let busy = Response::Busy {
             flushed,
@@ -160,9 +157,7 @@ async fn attend(
         let _ = stop.answer.map(|answer| answer.send(busy));
     };
 
-    std::mem::take(&mut *service.peers.write().await)
-        .stop()
-        .await;
+    service.peers.stop().await;
     upkeep.abort();
     let journal = site.journal.clone();
     let closed = blocking(move || {

@@ -1,5 +1,6 @@
 //! What a mount's daemon answers to commands.
 
+mod configure;
 mod settle;
 mod trash;
 
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
 use super::control::{Flushed, Outcome, Request, Response, Serve};
@@ -36,7 +37,7 @@ pub struct Service {
     /// The way into the mount.
     pub door: Arc<Mutex<Door>>,
     /// The peers' tasks.
-    pub peers: RwLock<Peers>,
+    pub peers: Peers,
     /// Special files, kept track of.
     specials: Arc<Mutex<Specials>>,
     /// To whoever ends the daemon.
@@ -59,7 +60,7 @@ impl Service {
             site,
             tree,
             door,
-            peers: RwLock::new(peers),
+            peers,
             specials: Arc::default(),
             stop,
             farewell,
@@ -68,7 +69,7 @@ impl Service {
 
     /// How things are.
     pub async fn status(&self) -> Result<Status, Failure> {
-        let told = self.peers.read().await.statuses();
+        let told = self.peers.statuses();
         let (site, specials) = (Arc::clone(&self.site), Arc::clone(&self.specials));
         blocking(move || assemble(&site, &mut specials.lock(), &told)).await
     }
@@ -76,7 +77,7 @@ impl Service {
     /// Makes every change that was made before the call durable on the peers.
     pub async fn flush(&self, only: Option<&str>, patience: Duration) -> Result<Flushed, Failure> {
         let deadline = Instant::now() + patience;
-        let peers = self.peers.read().await;
+        let peers = &self.peers;
         if let Some(name) = only
             && !peers.has(name)
         {
@@ -114,7 +115,6 @@ impl Service {
             }
         };
         let told = peers.statuses();
-        drop(peers);
         let site = Arc::clone(&self.site);
         blocking(move || outcome(&site, seq, &told, outcomes)).await
     }
@@ -136,8 +136,10 @@ impl Serve for Service {
                 .await
                 .map(Response::Flushed),
             Request::Retry => Ok(Response::Retrying {
-                peers: self.peers.read().await.retry(),
+                peers: self.peers.retry(),
             }),
+            Request::AddPeer { url, name } => self.add_peer(url, name).await,
+            Request::RemovePeer { name, force } => self.remove_peer(name, force).await,
             Request::Resume {
                 peer,
                 allow_deletions,
@@ -147,7 +149,7 @@ impl Serve for Service {
                 } else {
                     Resume::Refill
                 };
-                let (peers, wiped) = self.peers.read().await.resume(peer.as_deref(), resume);
+                let (peers, wiped) = self.peers.resume(peer.as_deref(), resume);
                 if resume == Resume::Refill && !wiped.is_empty() {
                     self.bring_back(wiped).await
                 } else {

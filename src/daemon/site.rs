@@ -21,7 +21,7 @@ use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport};
 use crate::replica::{Identity, Owner, Reserved, Staging};
 use crate::replicator::LocalTree;
 use crate::transport::PeerUrl;
-use crate::tree::{Id, PeerId, RESERVED};
+use crate::tree::{Id, MirrorId, PeerId, RESERVED};
 use parking_lot::Mutex;
 
 /// What a user asks for.
@@ -166,6 +166,14 @@ impl Site {
         &self.record.tree
     }
 
+    /// Forgets a peer, by its name, and everything agreed with it. Returns how many
+    /// conflicts with it were open. Nobody may be serving it.
+    pub fn remove_peer(&self, name: &str, force: bool) -> Result<usize, Failure> {
+        let peer = peer_named(&self.journal, name)?;
+        removable(&self.journal, &peer, force)?;
+        remove_peer(&self.journal, peer.id)
+    }
+
     /// The peers that are configured.
     pub fn peers(&self) -> Result<Vec<Peer>, Failure> {
         self.journal
@@ -285,7 +293,7 @@ pub(super) fn take_tree_lock(reserved: &Reserved, tree: &Path) -> Result<Lock, F
 }
 
 /// Reads a peer's place, and refuses a local one that cannot be a peer of the tree.
-fn peer_at(text: &str, tree: &Path) -> Result<PeerUrl, Failure> {
+pub fn peer_at(text: &str, tree: &Path) -> Result<PeerUrl, Failure> {
     let here = std::env::current_dir().or_fail(|| "there is no working directory".into())?;
     let url = PeerUrl::parse(text)
         .and_then(|url| url.resolved_against(&here))
@@ -324,9 +332,7 @@ fn identify(
         _ => None,
     };
     if let (Some(Met::Away(why)), Some(peer)) = (&met, peer) {
-        say.announce(Announcement::Warning(format!(
-            "the peer {peer} cannot be reached ({why}): changes are kept in the journal and sent when it can be"
-        )));
+        say.announce(Announcement::Warning(away(peer, why)));
         if own.is_none() {
             say.announce(Announcement::Warning(format!(
                 "it is not known whether {peer} belongs to a mirror already; if it turns out to, unmount, remove {} and mount again",
@@ -454,8 +460,72 @@ fn recovered(start: &Start, report: &RecoveryReport, cleared: bool) -> Option<St
     }
 }
 
+/// Looks at a peer that is to be added to a mirror: an error if only a person can put
+/// right what is wrong with it. Returns what that person should know.
+pub(super) fn look_at_new(url: &PeerUrl, mirror: MirrorId) -> Result<Vec<String>, Failure> {
+    match adopt::meet(url, Some(mirror), false)? {
+        Met::Away(why) => Ok(vec![away(url, &why)]),
+        Met::Mirror(_) | Met::Free | Met::Claimed(_) => Ok(Vec::new()),
+    }
+}
+
+fn away(peer: &PeerUrl, why: &str) -> String {
+    format!(
+        "the peer {peer} cannot be reached ({why}): changes are kept in the journal and sent when it can be"
+    )
+}
+
+/// The configured peer of that name or place.
+pub(super) fn peer_named(journal: &Journal, name: &str) -> Result<Peer, Failure> {
+    let peers = journal.snapshot().and_then(|snapshot| snapshot.peers());
+    let peers = peers.or_fail(|| "cannot read the peers from the journal".into())?;
+    let found = peers
+        .into_iter()
+        .find(|peer| peer.name == name || peer.url == name);
+    found.ok_or_else(|| {
+        Failure::new(format!("there is no peer named {name:?}"))
+            .hint("mirrorfs peer list lists the peers")
+    })
+}
+
+/// Refuses to forget a peer as long as its versions of files wait for a decision.
+pub(super) fn removable(journal: &Journal, peer: &Peer, force: bool) -> Result<(), Failure> {
+    let open = open_with(journal, peer.id)?;
+    if open == 0 || force {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{open} conflicts with the peer {} are open",
+        peer.name
+    ))
+    .hint("settle them first (mirrorfs conflicts list), or use --force: the copies of its versions then stay as they are, on this machine only")
+    .exit(super::exit::Exit::Conflicts))
+}
+
+fn open_with(journal: &Journal, peer: PeerId) -> Result<usize, Failure> {
+    let conflicts = journal.snapshot().and_then(|snapshot| snapshot.conflicts());
+    let conflicts = conflicts.or_fail(|| "cannot read the conflicts from the journal".into())?;
+    Ok(conflicts
+        .iter()
+        .filter(|conflict| conflict.peer == peer)
+        .count())
+}
+
+/// Forgets a peer and everything agreed with it. Returns how many conflicts with it were
+/// open.
+pub(super) fn remove_peer(journal: &Journal, peer: PeerId) -> Result<usize, Failure> {
+    let open = open_with(journal, peer)?;
+    crate::replicator::forget_peer(journal, peer)
+        .or_fail(|| "cannot remove the peer from the journal".into())?;
+    Ok(open)
+}
+
 /// Configures a peer unless it is configured already.
-fn add_peer(journal: &Journal, url: &PeerUrl, name: Option<&str>) -> Result<PeerId, Failure> {
+pub(super) fn add_peer(
+    journal: &Journal,
+    url: &PeerUrl,
+    name: Option<&str>,
+) -> Result<PeerId, Failure> {
     let text = url.to_string();
     let wanted = name.map(str::to_owned);
     let fallback = peer_name(url);

@@ -79,6 +79,16 @@ pub struct Peer {
     pub state: PeerState,
     /// How it is reached: local, libssh2 or ssh; none before the first attempt.
     pub transport: Option<String>,
+    /// Why it is reached in that way and not in another.
+    #[serde(default)]
+    pub transport_reason: Option<String>,
+    /// The version of mirrorfs over there; none before it was met.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// Why its directory is scanned now and then instead of being watched; none if it is
+    /// watched.
+    #[serde(default)]
+    pub scanned_because: Option<String>,
     /// The peer shows everything up to this change.
     pub applied_seq: u64,
     /// The peer holds everything up to this change durably.
@@ -189,6 +199,9 @@ pub(crate) mod tests {
                 url: "me@host:web".into(),
                 state: PeerState::Connected,
                 transport: Some("libssh2".into()),
+                transport_reason: Some("libssh2 was asked for".into()),
+                version: Some("0.1.0".into()),
+                scanned_because: None,
                 applied_seq: 4118,
                 durable_seq: 4117,
                 pending_changes: 3,
@@ -236,6 +249,9 @@ pub(crate) mod tests {
       "url": "me@host:web",
       "state": "connected",
       "transport": "libssh2",
+      "transport_reason": "libssh2 was asked for",
+      "version": "0.1.0",
+      "scanned_because": null,
       "applied_seq": 4118,
       "durable_seq": 4117,
       "pending_changes": 3,

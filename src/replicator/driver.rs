@@ -2,6 +2,7 @@
 //! commands out.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -441,7 +442,7 @@ impl Driver {
             scanned: self.context.scanned,
             resolutions: self.resolutions.clone(),
             agree,
-            name_artefacts: self.context.name_artefacts,
+            name_artefacts: self.context.name_artefacts.load(Ordering::Relaxed),
             most: Some(MOST),
         };
         let (context, finished) = (self.context.clone(), self.finished.0.clone());
@@ -699,7 +700,11 @@ impl Driver {
             ToMount::Refused { refusal } if !matches!(refusal, Refusal::Failed { .. }) => {
                 lock(&self.status).halt_reason = Some(refusal.to_string());
             }
-            ToMount::Hello(_) => lock(&self.status).halt_reason = None,
+            ToMount::Hello(hello) => {
+                let mut status = lock(&self.status);
+                status.halt_reason = None;
+                status.version = Some(hello.version.clone());
+            }
             _ => {}
         }
     }

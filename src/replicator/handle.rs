@@ -1,6 +1,7 @@
 //! The daemon's hold on a peer: what its task works with, what it tells, and what it can
 //! be told.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -38,8 +39,8 @@ pub struct Context {
     pub peer: PeerId,
     /// Which way changes travel.
     pub policy: Policy,
-    /// Several peers are configured.
-    pub name_artefacts: bool,
+    /// Whether several peers are configured.
+    pub name_artefacts: Arc<AtomicBool>,
     /// Changes on this side were found by a scan since the last clean stop.
     pub scanned: bool,
     /// Decide, tell, and change nothing on either side.
@@ -70,6 +71,8 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// The transport in use or last used, and why that one.
     pub transport: Option<(String, String)>,
+    /// The version of mirrorfs over there; none before it was met.
+    pub version: Option<String>,
     /// Local changes up to here are on the peer.
     pub applied_seq: u64,
     /// Local changes up to here survive a power loss of the peer.
@@ -136,7 +139,7 @@ pub(super) enum Control {
 pub struct Handle {
     control: mpsc::UnboundedSender<Control>,
     status: Arc<Mutex<PeerStatus>>,
-    task: JoinHandle<()>,
+    task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Handle {
@@ -153,6 +156,7 @@ impl Handle {
             id: peer.id,
             state: PeerState::Connecting,
             transport: None,
+            version: None,
             applied_seq: peer.cursor,
             durable_seq: peer.durable,
             pending_bytes: 0,
@@ -175,7 +179,7 @@ impl Handle {
         Ok(Self {
             control,
             status,
-            task,
+            task: tokio::sync::Mutex::new(Some(task)),
         })
     }
 
@@ -209,9 +213,12 @@ impl Handle {
         outcome.await.unwrap_or(FlushOutcome::Stopped)
     }
 
-    /// Ends the task. What was not shipped stays in the journal.
-    pub async fn stop(self) {
+    /// Ends the task, and returns once it has ended. What was not shipped stays in the
+    /// journal; a flush that is under way ends with [`FlushOutcome::Stopped`].
+    pub async fn stop(&self) {
         let _ = self.control.send(Control::Stop);
-        let _ = self.task.await;
+        if let Some(task) = self.task.lock().await.take() {
+            let _ = task.await;
+        }
     }
 }

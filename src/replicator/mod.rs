@@ -24,7 +24,7 @@ pub use apply::LocalTree;
 pub use conflict::kept_name;
 pub use handle::{Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
 pub use round::{Resolution, Resume, Side};
-pub use store::renew_lost_copies;
+pub use store::{forget_peer, renew_lost_copies};
 
 /// What went wrong on this side.
 #[derive(Debug, thiserror::Error)]

@@ -284,6 +284,16 @@ pub fn renew_lost_copies(journal: &Journal) -> Result<(), Error> {
 /// The versions of open conflicts that the peer keeps for this side, by path.
 pub(super) type Kept = std::collections::BTreeMap<RelPath, Content>;
 
+/// Removes a peer from the journal with everything that is known of it.
+pub fn forget_peer(journal: &Journal, peer: PeerId) -> Result<(), Error> {
+    journal.update(Durability::Full, move |update| {
+        update.remove_setting(&kept_key(peer))?;
+        update.remove_setting(&unsettled_key(peer))?;
+        update.remove_peer(peer)
+    })?;
+    Ok(())
+}
+
 fn kept_key(peer: PeerId) -> String {
     format!("kept.{}", peer.0)
 }

@@ -24,6 +24,7 @@ mod nth;
 mod odd_files;
 mod ordinary_user;
 mod peer_disk;
+mod peers;
 mod refusals;
 mod settle;
 mod trash;

@@ -55,7 +55,7 @@ impl Service {
         })
         .await?;
         let n = self.site.journal.recorder().last();
-        let peers = self.peers.read().await;
+        let peers = &self.peers;
         let mut outcome = Outcome::Durable;
         for record in &records {
             let resolution = Resolution {
@@ -75,7 +75,6 @@ impl Service {
                 None => outcome = Outcome::Failed,
             }
         }
-        drop(peers);
         if outcome == Outcome::Durable {
             let site = Arc::clone(&self.site);
             blocking(move || still_open(&site, &records)).await?;

@@ -1,0 +1,52 @@
+//! Peers that come and go while a tree is mounted.
+
+use std::sync::Arc;
+
+use super::{Service, blocking};
+use crate::daemon::control::Response;
+use crate::daemon::failure::Failure;
+use crate::daemon::site;
+use crate::transport::PeerUrl;
+
+impl Service {
+    /// Configures a further peer and starts to mirror to it.
+    pub(super) async fn add_peer(
+        &self,
+        url: String,
+        name: Option<String>,
+    ) -> Result<Response, Failure> {
+        let site = Arc::clone(&self.site);
+        let (peer, warnings) = blocking(move || {
+            let url = PeerUrl::parse(&url)
+                .map_err(|error| Failure::new("cannot use the peer").because(&error))?;
+            let warnings = site::look_at_new(&url, site.identity.mirror)?;
+            Ok((
+                site::add_peer(&site.journal, &url, name.as_deref())?,
+                warnings,
+            ))
+        })
+        .await?;
+        let named = self
+            .site
+            .peers()?
+            .into_iter()
+            .find(|known| known.id == peer);
+        let name = named.map_or_else(String::new, |peer| peer.name);
+        // One that was configured already may be at another place by now.
+        self.peers.remove(peer).await;
+        self.peers.add(&self.site, &self.tree, peer)?;
+        Ok(Response::PeerAdded { name, warnings })
+    }
+
+    /// Ends the exchange with a peer and forgets it.
+    pub(super) async fn remove_peer(&self, name: String, force: bool) -> Result<Response, Failure> {
+        let peer = site::peer_named(&self.site.journal, &name)?;
+        site::removable(&self.site.journal, &peer, force)?;
+        // Its task writes to the journal: it ends first.
+        self.peers.remove(peer.id).await;
+        let site = Arc::clone(&self.site);
+        let removed = blocking(move || site::remove_peer(&site.journal, peer.id)).await;
+        let conflicts = removed?;
+        Ok(Response::PeerRemoved { conflicts })
+    }
+}
