@@ -11,7 +11,7 @@ const SQLITE_MIN: i32 = 3_051_003;
 
 /// Statements that bring a database from schema `index` to `index + 1`. Only ever
 /// appended to.
-const MIGRATIONS: &[&str] = &[FIRST];
+const MIGRATIONS: &[&str] = &[FIRST, GIT];
 
 /// Times are seconds since 1970 with nanoseconds beside them, except `at`
 /// (milliseconds). Paths and names are bytes. Unsigned numbers are stored with the
@@ -146,6 +146,19 @@ CREATE TABLE setting (
     key   TEXT PRIMARY KEY,
     value BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Git directories as units.
+const GIT: &str = "
+-- What Git indexes stage, by the hash of their content. Only the newest are kept.
+CREATE TABLE meaning (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    content BLOB NOT NULL UNIQUE,
+    meaning BLOB NOT NULL
+) STRICT;
+
+-- Of a conflict about a Git directory: which version of it the peer has.
+ALTER TABLE conflict ADD COLUMN unit BLOB;
 ";
 
 /// Refuses a SQLite that is too old.

@@ -317,6 +317,7 @@ fn peers_and_conflicts_come_and_go() {
         copy: Some(path("d/f.remote.conflict")),
         info: None,
         since: Timestamp { secs: 9, nanos: 1 },
+        unit: None,
     };
     let (peer, first, again) = update(&journal, move |update| {
         let peer = update.add_peer("host", "/host")?;

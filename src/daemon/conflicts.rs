@@ -1,14 +1,17 @@
 //! Open conflicts in detail: what each side has now, what is on record, and where the
 //! artefacts are; and what stands in the way of settling one.
 
+use std::io::Read;
+use std::os::fd::AsFd;
+
 use mirrorfs_journal::{Conflict, View};
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, OrFail};
 use crate::replica::Root;
 use crate::replica::look::{Look, look_at};
-use crate::replicator::kept_name;
-use crate::tree::{Content, Entry, RelPath, Timestamp};
+use crate::replicator::{kept_name, unit_state};
+use crate::tree::{Content, ContentHash, Entry, RelPath, Timestamp, scan};
 
 /// How somebody wants a conflict to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -41,6 +44,8 @@ pub enum Version {
     },
     /// A directory.
     Directory,
+    /// A Git directory, of which both sides have changed something.
+    GitDirectory,
     /// A symbolic link.
     Symlink {
         /// Where it points to.
@@ -88,6 +93,26 @@ pub struct Detail {
     pub kept: Option<String>,
     /// Where the explanation is.
     pub info: Option<RelPath>,
+    /// Of a Git directory: what each side has changed in it.
+    pub unit: Option<Unit>,
+}
+
+/// What both sides have changed in a Git directory, apart from its objects.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Unit {
+    /// On this side.
+    pub here: Vec<Changed>,
+    /// On the peer.
+    pub there: Vec<Changed>,
+}
+
+/// A name in a Git directory that one side has changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Changed {
+    /// Its path from there.
+    pub name: RelPath,
+    /// What it says, of a ref; none if it is gone, or is something else.
+    pub says: Option<String>,
 }
 
 /// The conflicts at a path, one for each peer that has another version, with their
@@ -130,6 +155,9 @@ fn detail(
             .base_at(conflict.peer, &conflict.path)?
             .map(|base| base.entry),
     };
+    if let Some(recorded) = conflict.unit {
+        return unit_detail(view, root, conflict, recorded);
+    }
     let is_file = !matches!(
         conflict.remote.as_ref().map(|entry| &entry.content),
         None | Some(Content::Directory)
@@ -151,7 +179,71 @@ fn detail(
         kept: (conflict.copy.is_none() && is_file)
             .then(|| format!(".mirrorfs/conflicts/{}", kept_name(conflict))),
         info: conflict.info.clone(),
+        unit: None,
     })
+}
+
+fn unit_detail(
+    view: &View,
+    root: &Root,
+    conflict: &Conflict,
+    recorded: ContentHash,
+) -> Result<Detail, mirrorfs_journal::Error> {
+    let now = unit_state(view, conflict.peer, &conflict.path)?;
+    let kept = kept_name(conflict);
+    let below = |path: &RelPath| path.rebase(&conflict.path, &RelPath::ROOT);
+    let here = now.here.iter().filter_map(|path| {
+        Some(Changed {
+            name: below(path)?,
+            says: ref_at(root, path, &below(path)?),
+        })
+    });
+    let there = now.there.iter().filter_map(|path| {
+        let name = below(path)?;
+        let kept = [
+            b".mirrorfs/conflicts/",
+            kept.as_bytes(),
+            b"/",
+            name.as_bytes(),
+        ]
+        .concat();
+        let says = RelPath::new(kept).ok();
+        let says = says.and_then(|kept| ref_at(root, &kept, &name));
+        Some(Changed { name, says })
+    });
+    Ok(Detail {
+        path: conflict.path.clone(),
+        peer: view
+            .peer(conflict.peer)?
+            .map_or_else(String::new, |peer| peer.name),
+        since: conflict.since,
+        base: version(conflict.base.as_ref()),
+        local: Version::GitDirectory,
+        remote: Version::GitDirectory,
+        newer: (now.version != recorded).then_some(Version::GitDirectory),
+        copy: None,
+        unit: Some(Unit {
+            here: here.collect(),
+            there: there.collect(),
+        }),
+        kept: Some(format!(".mirrorfs/conflicts/{kept}")),
+        info: None,
+    })
+}
+
+/// What the ref at `path` says, which is called `name` in its Git directory.
+fn ref_at(root: &Root, path: &RelPath, name: &RelPath) -> Option<String> {
+    /// A hash of SHA-256, or the name of a branch.
+    const LONGEST: u64 = 512;
+    let first = name.components().next()?;
+    if first != b"refs" && !(name.depth() == 1 && first.ends_with(b"HEAD")) {
+        return None;
+    }
+    let dir = root.parent(path).ok()?;
+    let file = scan::open_file(dir.as_fd(), path.name()).ok()?;
+    let mut text = String::new();
+    file.take(LONGEST).read_to_string(&mut text).ok()?;
+    Some(text.lines().next()?.to_owned())
 }
 
 fn version(entry: Option<&Entry>) -> Version {
@@ -259,6 +351,10 @@ impl Detail {
 
     fn nothing_beside(&self) -> Failure {
         let path = &self.path;
+        if self.unit.is_some() {
+            return Failure::new(format!("{path} is a Git directory: there is one in one place"))
+                .hint("the commits of both sides are in it: merge the peer's, whose hash mirrorfs conflicts show tells, then --local");
+        }
         if self.kept.is_some() {
             return Failure::new(format!(
                 "{path} is in a Git directory, which must not get files of another name"
@@ -317,6 +413,7 @@ mod tests {
             copy: copy.map(|copy| (RelPath::new("dir/notes.copy").unwrap(), copy)),
             kept: None,
             info: None,
+            unit: None,
         }
     }
 
@@ -420,6 +517,7 @@ mod tests {
             copy: Some(path("x.copy")),
             info: None,
             since: Timestamp::default(),
+            unit: None,
         };
         let observed = |content: &str| {
             let (record, seen) = (record.clone(), entry(content));

@@ -31,6 +31,8 @@ pub enum Merge {
     Agreed(Option<Entry>, Option<Note>),
     /// Both changed the content differently: both stay as they are, and so does the base.
     Conflict,
+    /// All three mean the same without being the same. Each side keeps its own.
+    Alike,
 }
 
 /// Applies the table of three-way rules to one name.
@@ -54,36 +56,45 @@ pub enum Merge {
 /// the same table as fields of their own, and the modification time follows the content
 /// that won.
 pub fn merge(sides: &Sides) -> Merge {
+    merge_by(sides, &|one, other| one == other)
+}
+
+/// The same, where more than equal contents may count as the same.
+pub(super) fn merge_by(sides: &Sides, same: &dyn Fn(&Content, &Content) -> bool) -> Merge {
     let base = sides.base.as_ref();
     let (local, remote) = match (sides.local.as_ref(), sides.remote.as_ref()) {
         (None, None) => return Merge::Agreed(None, None),
         (Some(local), None) => {
             return match base {
                 None => Merge::Agreed(Some(local.clone()), None),
-                Some(base) if base.content == local.content => Merge::Agreed(None, None),
+                Some(base) if same(&base.content, &local.content) => Merge::Agreed(None, None),
                 Some(_) => Merge::Agreed(Some(local.clone()), Some(Note::KeptLocalEdit)),
             };
         }
         (None, Some(remote)) => {
             return match base {
                 None => Merge::Agreed(Some(remote.clone()), None),
-                Some(base) if base.content == remote.content => Merge::Agreed(None, None),
+                Some(base) if same(&base.content, &remote.content) => Merge::Agreed(None, None),
                 Some(_) => Merge::Agreed(Some(remote.clone()), Some(Note::KeptRemoteEdit)),
             };
         }
         (Some(local), Some(remote)) => (local, remote),
     };
-    let base_content = base.map(|base| &base.content);
+    let unchanged = |side: &Content| base.is_some_and(|base| same(&base.content, side));
     let (content, mtime) = if local.content == remote.content {
-        let unchanged = base_content == Some(&local.content);
+        let unchanged = base.is_some_and(|base| base.content == local.content);
         let mtime = merge_mtime(base.filter(|_| unchanged), local, remote);
         (&local.content, mtime)
-    } else if base_content == Some(&local.content) {
-        (&remote.content, remote.mtime)
-    } else if base_content == Some(&remote.content) {
-        (&local.content, local.mtime)
     } else {
-        return Merge::Conflict;
+        match (unchanged(&local.content), unchanged(&remote.content)) {
+            (true, true) => return Merge::Alike,
+            (true, false) => (&remote.content, remote.mtime),
+            (false, true) => (&local.content, local.mtime),
+            (false, false) if same(&local.content, &remote.content) => {
+                (&local.content, local.mtime)
+            }
+            (false, false) => return Merge::Conflict,
+        }
     };
     // A name that changed its kind has the metadata of what it now is.
     let (mode, mode_note, xattrs, xattrs_note) = if local.content.kind() != remote.content.kind() {

@@ -1,6 +1,7 @@
 //! The table row by row, single rules, and the properties of the result: over every
 //! combination on two-level trees, and over random trees.
 
+mod every_repository;
 mod every_tree;
 mod properties;
 mod random;
@@ -156,8 +157,36 @@ fn scope(base: &Tree, local: &Tree, remote: &Tree) -> BTreeMap<RelPath, Sides> {
     scope
 }
 
+/// The Git directories that any of the trees has, and what the contents called `index 1`,
+/// `index 1 again` and `index 2` mean.
+fn git(trees: [&Tree; 3]) -> Git {
+    use crate::tree::git::MARKS;
+    let is_unit = |tree: &Tree, path: &RelPath| {
+        MARKS.iter().all(|(name, kinds)| {
+            let mark = tree.get(&path.join(name).unwrap());
+            mark.is_some_and(|entry| kinds.contains(&entry.content.kind()))
+        })
+    };
+    let units = trees.into_iter().flat_map(|tree| {
+        let paths = tree.keys().filter(|path| is_unit(tree, path));
+        paths.cloned().collect::<Vec<_>>()
+    });
+    let of = |content: &str| ContentHash::of(content.as_bytes());
+    Git {
+        units: units.collect(),
+        meanings: ["index 1", "index 1 again", "index 2"]
+            .map(|content| (of(content), of(&content[..7])))
+            .into(),
+    }
+}
+
+fn decided(base: &Tree, local: &Tree, remote: &Tree, policy: Policy) -> Plan {
+    let git = git([base, local, remote]);
+    reconcile(scope(base, local, remote), git, policy)
+}
+
 fn plan(base: &Tree, local: &Tree, remote: &Tree) -> Plan {
-    reconcile(scope(base, local, remote), Policy::TwoWay)
+    decided(base, local, remote, Policy::TwoWay)
 }
 
 /// Base, local and remote after the plan has been carried out.
@@ -216,7 +245,7 @@ fn policies_let_changes_travel_one_way() {
     ]
     .into();
     for (policy, travels) in [(Policy::PushOnly, "here"), (Policy::PullOnly, "there")] {
-        let plan = reconcile(scope.clone(), policy);
+        let plan = reconcile(scope.clone(), Git::default(), policy);
         for (path, (_, decision)) in &plan.decisions {
             let held = *decision == Decision::Hold(Held::Policy);
             assert_eq!(
@@ -241,7 +270,7 @@ fn the_brake_holds_deletions_and_nothing_else() {
         ),
     ]
     .into();
-    let mut plan = reconcile(scope, Policy::TwoWay);
+    let mut plan = reconcile(scope, Git::default(), Policy::TwoWay);
     assert_eq!((plan.local_deletions(), plan.remote_deletions()), (1, 0));
     plan.brake_local_deletions();
     let decisions: Vec<&Decision> = plan
@@ -266,7 +295,7 @@ fn a_refill_brings_back_what_is_gone() {
         sides(Some(file("a")), Some(file("a")), None),
     )]
     .into();
-    let mut plan = reconcile(scope, Policy::TwoWay);
+    let mut plan = reconcile(scope, Git::default(), Policy::TwoWay);
     plan.undo_remote_deletions();
     let (_, decision) = &plan.decisions[&RelPath::new("gone").unwrap()];
     assert_eq!(

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::tree::{Content, Entry, RelPath};
 
-use super::entry::{Merge, Note, Sides, merge};
+use super::entry::{Merge, Note, Sides, merge_by};
+use super::git::{self, Git, both_directories};
 
 /// Which way changes travel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,7 +31,7 @@ pub enum Held {
 }
 
 /// What is to be done about one name.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Decision {
     /// Both sides come to show this, which becomes the base.
     Agree {
@@ -43,6 +44,9 @@ pub enum Decision {
     Conflict,
     /// Nothing is done for now.
     Hold(Held),
+    /// Both sides keep what they have: it means the same as what both had agreed on.
+    #[default]
+    Leave,
 }
 
 impl Decision {
@@ -56,21 +60,29 @@ impl Decision {
 pub struct Plan {
     /// By path, so that parents come before what they hold.
     pub decisions: BTreeMap<RelPath, (Sides, Decision)>,
+    /// The Git directories among them.
+    pub git: Git,
 }
 
 /// Decides about a set of names.
 ///
 /// The set must be closed downwards where something disappears: when a directory is
 /// gone on one side, every name below it that either side or the base knows is in it.
-pub fn reconcile(scope: BTreeMap<RelPath, Sides>, policy: Policy) -> Plan {
-    let mut plan = Plan::default();
+pub fn reconcile(scope: BTreeMap<RelPath, Sides>, git: Git, policy: Policy) -> Plan {
+    let mut plan = Plan {
+        git,
+        ..Plan::default()
+    };
     for (path, sides) in scope {
-        let decision = match merge(&sides) {
+        let same = |one: &Content, other: &Content| plan.git.same(&path, one, other);
+        let decision = match merge_by(&sides, &same) {
             Merge::Agreed(result, note) => Decision::Agree { result, note },
             Merge::Conflict => Decision::Conflict,
+            Merge::Alike => Decision::Leave,
         };
         plan.decisions.insert(path, (sides, decision));
     }
+    git::unite(&mut plan);
     keep_parents(&mut plan);
     restrict(&mut plan, policy);
     plan
@@ -116,7 +128,8 @@ fn keep_parents(plan: &mut Plan) {
                         *decision = Decision::Conflict;
                         blocked.insert(parent.clone());
                     }
-                    Decision::Conflict => {
+                    // Of a Git directory in conflict both sides have one.
+                    Decision::Conflict if !both_directories(sides) => {
                         blocked.insert(parent.clone());
                     }
                     _ => {}
@@ -191,7 +204,8 @@ impl Plan {
     }
 
     /// Ends the conflict at a path in favour of the mounted side: below it too, where one
-    /// of the sides has a directory and the other has not.
+    /// of the sides has a directory and the other has not. Of a Git directory the set must
+    /// hold all names that are not objects, and all objects that either side removed.
     pub fn settle_for_local(&mut self, path: &RelPath) {
         self.settle(path, |sides| &sides.local);
     }
@@ -202,6 +216,11 @@ impl Plan {
     }
 
     fn settle(&mut self, path: &RelPath, winner: impl Fn(&Sides) -> &Option<Entry>) {
+        if self.is_unit_in_conflict(path) {
+            self.settle_unit(path, winner);
+            keep_parents(self);
+            return;
+        }
         for (at, (sides, decision)) in self.decisions.range_mut(path.clone()..) {
             if at.starts_with(path) {
                 *decision = Decision::Agree {

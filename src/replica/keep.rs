@@ -81,6 +81,34 @@ impl<'a> Shelf<'a> {
     }
 }
 
+/// Removes a name in a directory of ours with everything below it; nothing if it is not
+/// there. Links are removed and not followed.
+pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    let place = Place { dir, name };
+    match rustix::fs::unlinkat(dir, place.os_name(), AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let below = rustix::fs::openat(dir, place.os_name(), flags, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(&below)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    for name in names {
+        remove_tree(below.as_fd(), &name)?;
+    }
+    Ok(rustix::fs::unlinkat(
+        dir,
+        place.os_name(),
+        AtFlags::REMOVEDIR,
+    )?)
+}
+
 fn enter(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     let place = Place { dir, name };
     match rustix::fs::mkdirat(dir, place.os_name(), Mode::RWXU) {

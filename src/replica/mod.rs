@@ -2,7 +2,7 @@
 //! identity, staging, trash, and carrying out a batch on a plain directory.
 
 pub mod apply;
-mod beneath;
+pub(crate) mod beneath;
 pub(crate) mod keep;
 pub mod look;
 mod meta;

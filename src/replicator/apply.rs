@@ -7,12 +7,14 @@ use parking_lot::Mutex;
 
 use crate::door::Door;
 use crate::fs::{DoorOp, DoorResult, Expect, Filesystem, StagedName};
+use crate::replica::beneath::Place;
+use crate::replica::keep::Shelf;
 use crate::replica::{self, Owner, Placed, Reserved, Staging};
 use crate::tree::{Content, ContentHash, Entry, Ino, Kind, RelPath, Timestamp, Xattrs};
 
 use super::Error;
 use super::batch::Step;
-use super::conflict::{explanation, kept_name};
+use super::conflict::{explanation, kept_name, unit_explanation};
 use super::round::{Found, Round};
 use super::scope::LocalNode;
 
@@ -354,6 +356,7 @@ fn artefacts(
             };
             ops.push((copy.clone(), op));
         }
+        _ if conflict.unit.is_some() => keep_unit(tree, round, found)?,
         // Never inside a Git directory: the peer's version is kept out of the tree.
         (None, Some(remote)) if remote.content != Content::Directory => {
             let (staged, _) = stage(tree, round, remote, None)?;
@@ -377,27 +380,7 @@ fn artefacts(
             conflict.remote.as_ref(),
             conflict.since,
         );
-        let entry = Entry {
-            content: Content::File {
-                size: text.len() as u64,
-                hash: ContentHash::of(text.as_bytes()),
-            },
-            mode: 0o644,
-            mtime: Timestamp::now(),
-            xattrs: Xattrs::new(),
-        };
-        let (staged, _) = tree
-            .staging
-            .begin(ContentHash::of(text.as_bytes()), text.len() as u64)
-            .and_then(|mut incoming| {
-                let have = usize::try_from(incoming.have())
-                    .unwrap_or(0)
-                    .min(text.len());
-                incoming.append(have as u64, &text.as_bytes()[have..])?;
-                incoming.finish()
-            })
-            .map_err(|error| error.to_string())
-            .and_then(|()| instantiate(tree, &entry, tree.owner))?;
+        let staged = stage_text(tree, &text)?;
         ops.push((
             info.clone(),
             DoorOp::Place {
@@ -408,4 +391,63 @@ fn artefacts(
         ));
     }
     Ok(ops)
+}
+
+/// Makes a fresh staged file of ours.
+fn stage_text(tree: &LocalTree, text: &str) -> Result<StagedName, String> {
+    let entry = Entry {
+        content: Content::File {
+            size: text.len() as u64,
+            hash: ContentHash::of(text.as_bytes()),
+        },
+        mode: 0o644,
+        mtime: Timestamp::now(),
+        xattrs: Xattrs::new(),
+    };
+    let (staged, _) = tree
+        .staging
+        .begin(ContentHash::of(text.as_bytes()), text.len() as u64)
+        .and_then(|mut incoming| {
+            let have = usize::try_from(incoming.have())
+                .unwrap_or(0)
+                .min(text.len());
+            incoming.append(have as u64, &text.as_bytes()[have..])?;
+            incoming.finish()
+        })
+        .map_err(|error| error.to_string())
+        .and_then(|()| instantiate(tree, &entry, tree.owner))?;
+    Ok(staged)
+}
+
+/// The name of the explanation beside what is kept of a Git directory.
+pub(super) const UNIT_INFO: &str = ".conflict-info";
+
+/// Keeps what the peer has changed in a Git directory, under the names it has there, with
+/// an explanation beside it.
+fn keep_unit(tree: &LocalTree, round: &Round, found: &Found) -> Result<(), String> {
+    let conflict = &found.conflict;
+    let kept = kept_name(conflict);
+    let shelf = Shelf::new(tree.reserved.conflicts(), kept.as_str());
+    let staging = tree.staging.dir();
+    let said = |error: std::io::Error| format!("cannot keep it in .mirrorfs/conflicts: {error}");
+    let mut names = Vec::new();
+    for (path, entry) in &found.unit {
+        let (staged, _) = stage(tree, round, entry, None)?;
+        let below = path
+            .rebase(&conflict.path, &RelPath::ROOT)
+            .unwrap_or_else(|| path.clone());
+        shelf
+            .keep(Place::new(&staging, staged.as_str()), &below)
+            .map_err(said)?;
+        names.push((below, entry.clone()));
+    }
+    let text = unit_explanation(&conflict.path, &round.peer.name, &names, conflict.since);
+    let staged = stage_text(tree, &text)?;
+    rustix::fs::renameat(
+        staging,
+        staged.as_str(),
+        tree.reserved.conflicts(),
+        format!("{kept}{UNIT_INFO}"),
+    )
+    .map_err(|error| said(error.into()))
 }

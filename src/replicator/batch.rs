@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use mirrorfs_journal::BaseChange;
 
 use crate::reconcile::{Decision, Plan};
+use crate::tree::git::rank;
 use crate::tree::{Content, Entry, NodeId, RelPath};
 use crate::wire::message::{Expect, Op};
 
@@ -62,30 +63,6 @@ enum Phase {
     RemoveDir,
 }
 
-/// Where a file stands within its phase. Whoever reads a Git directory between two
-/// renames finds packs before their index, and objects before the refs that name them.
-fn git_rank(path: &RelPath) -> u8 {
-    let mut below_git = path
-        .components()
-        .skip_while(|name| !is_git_directory(name))
-        .skip(1);
-    let Some(first) = below_git.next() else {
-        return 1;
-    };
-    if first != b"objects" {
-        return 2;
-    }
-    match path.name().rsplit(|byte| *byte == b'.').next() {
-        Some(b"idx" | b"midx" | b"bitmap" | b"rev") => 1,
-        _ => 0,
-    }
-}
-
-/// Whether a name is that of a Git directory: `.git`, or a bare one by convention.
-pub(crate) fn is_git_directory(name: &[u8]) -> bool {
-    name.ends_with(b".git")
-}
-
 /// The steps that take one side to the plan's results, in order.
 pub fn steps(plan: &Plan, side: impl Fn(&crate::reconcile::Sides) -> &Option<Entry>) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
@@ -139,10 +116,15 @@ pub fn steps(plan: &Plan, side: impl Fn(&crate::reconcile::Sides) -> &Option<Ent
                 Phase::Metadata => (5, 0),
                 Phase::Remove | Phase::RemoveDir => (if early { 1 } else { 6 }, -depth),
             };
+            // Made in this order, and removed in the reverse.
+            let rank = plan
+                .git
+                .unit_of(&step.path)
+                .map_or(1, |unit| rank(&unit, &step.path));
             let rank = if phase == Phase::Remove {
-                0
+                2 - rank
             } else {
-                git_rank(&step.path)
+                rank
             };
             ((order, depth, phase == Phase::RemoveDir, rank), step)
         })

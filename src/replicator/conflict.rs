@@ -1,8 +1,38 @@
 //! Names and words of a conflict's artefacts.
 
 use jiff::tz::TimeZone;
+use mirrorfs_journal::Conflict;
 
-use crate::tree::{BadPath, Content, Entry, NAME_MAX, RelPath, Timestamp};
+use crate::reconcile::{Plan, Sides};
+use crate::tree::{BadPath, Content, ContentHash, Entry, NAME_MAX, RelPath, Timestamp};
+
+/// The peer's side of a conflict, as far as it tells one version from another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RemoteVersion {
+    /// Of one name: what is there.
+    Entry(Option<Entry>),
+    /// Of a Git directory: a digest of what the peer has changed in it.
+    Unit(ContentHash),
+}
+
+impl RemoteVersion {
+    /// The version that is on record.
+    pub fn recorded(conflict: &Conflict) -> Self {
+        match conflict.unit {
+            Some(unit) => Self::Unit(unit),
+            None => Self::Entry(conflict.remote.clone()),
+        }
+    }
+
+    /// The version that a plan is about.
+    pub fn planned(plan: &Plan, path: &RelPath, sides: &Sides) -> Self {
+        if plan.is_unit_in_conflict(path) {
+            Self::Unit(plan.version_of(path))
+        } else {
+            Self::Entry(sides.remote.clone())
+        }
+    }
+}
 
 /// The two artefacts of a conflict at `path`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,7 +62,7 @@ impl Artefacts {
 
 /// Where in `.mirrorfs/conflicts` the peer's version of a conflict is kept that may not
 /// lie in the tree.
-pub fn kept_name(conflict: &mirrorfs_journal::Conflict) -> String {
+pub fn kept_name(conflict: &Conflict) -> String {
     let path = conflict.path.to_string().replace('/', "%");
     format!("{}-{path}", utc(conflict.since))
 }
@@ -90,6 +120,30 @@ pub fn explanation(
         describe(local),
         describe(remote),
     )
+}
+
+/// What is put beside the kept version of a Git directory.
+pub fn unit_explanation(
+    path: &RelPath,
+    peer: &str,
+    names: &[(RelPath, Entry)],
+    at: Timestamp,
+) -> String {
+    let mut text = format!(
+        "Conflict about the Git directory {path}, noticed {}\n\n\
+         Here and on {peer} something was changed in it since both last agreed. Neither was\n\
+         touched, but for the objects, of which both have all: git show and git merge take the\n\
+         commits of either side by their hash. What {peer} has changed is kept here:\n\n",
+        utc(at)
+    );
+    for (name, entry) in names {
+        text.push_str(&format!("    {name}: {}\n", describe(Some(entry))));
+    }
+    text.push_str(&format!(
+        "\nTo settle it: mirrorfs conflicts show {path}, merge here if both are needed, then\n\
+         mirrorfs conflicts resolve {path} --local (or --remote for the version of {peer}).\n"
+    ));
+    text
 }
 
 fn describe(entry: Option<&Entry>) -> String {

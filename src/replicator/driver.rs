@@ -10,12 +10,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
 use crate::replica::Partial;
+use crate::replica::keep::remove_tree;
 use crate::transport::{ConnectError, Link};
 use crate::tree::{ContentHash, Id, RelPath};
 use crate::wire::message::{AgentHello, MountHello, Refusal, ToAgent, ToMount};
 use crate::wire::version::Introduction;
 
-use super::apply::apply;
+use super::apply::{UNIT_INFO, apply};
 use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus};
 use super::link::Session;
 use super::machine::{Command, Event, LinkState, Machine, Planned};
@@ -500,6 +501,7 @@ impl Driver {
             }
         }
         self.forget_staged();
+        self.forget_kept();
         self.prune(n);
         Event::Accepted(n)
     }
@@ -519,6 +521,26 @@ impl Driver {
                 if let Err(error) = staging.forget(hash) {
                     tracing::warn!(%error, "a content stays in staging until the next mount");
                     return;
+                }
+            }
+        });
+    }
+
+    /// What was kept of a peer's Git directory goes when its conflict is over, or when a
+    /// newer version is kept.
+    fn forget_kept(&self) {
+        let Some(round) = &self.round else { return };
+        let outdated = lock(round).outdated();
+        if outdated.is_empty() {
+            return;
+        }
+        let reserved = Arc::clone(&self.context.tree.reserved);
+        spawn_blocking(move || {
+            for name in outdated {
+                for name in [format!("{name}{UNIT_INFO}"), name] {
+                    if let Err(error) = remove_tree(reserved.conflicts(), name.as_bytes()) {
+                        tracing::warn!(%error, name, "stays in .mirrorfs/conflicts");
+                    }
                 }
             }
         });

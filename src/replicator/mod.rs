@@ -14,6 +14,7 @@ pub mod handle;
 mod link;
 pub mod machine;
 pub mod moves;
+mod repositories;
 pub mod round;
 pub mod scope;
 mod store;
@@ -21,8 +22,9 @@ mod store;
 mod tests;
 
 pub use apply::LocalTree;
-pub use conflict::kept_name;
+pub use conflict::{RemoteVersion, kept_name};
 pub use handle::{Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
+pub use repositories::{UnitState, unit_state};
 pub use round::{Resolution, Resume, Side};
 pub use store::{forget_peer, renew_lost_copies};
 

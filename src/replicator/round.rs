@@ -7,14 +7,15 @@ use mirrorfs_journal::{BaseChange, Conflict, Durability, Journal, Peer, Proposal
 
 use crate::fs::Cut;
 use crate::reconcile::{Decision, Held, Plan, Policy, Sides, reconcile};
+use crate::tree::git::{LARGEST_INDEX, meaning};
 use crate::tree::{
     Agreement, Content, ContentHash, Entry, Id, Ino, NodeId, PeerId, RelPath, Timestamp,
 };
 use crate::wire::message::{Divergence, Op, Revision};
 
 use super::Error;
-use super::batch::{Batch, Step, is_git_directory, steps};
-use super::conflict::Artefacts;
+use super::batch::{Batch, Step, steps};
+use super::conflict::{Artefacts, RemoteVersion, kept_name};
 use super::handle::Preview;
 use super::machine::{Fetch, Planned};
 use super::moves::Moves;
@@ -36,7 +37,7 @@ pub struct Resolution {
     /// Whose version wins.
     pub side: Side,
     /// The peer's version that was decided about. A newer one is not overwritten.
-    pub remote: Option<Entry>,
+    pub remote: RemoteVersion,
     /// Artefacts go even if they were edited: to the trash, as all of them do.
     pub edited_too: bool,
 }
@@ -83,6 +84,21 @@ pub struct Found {
     pub superseded: Vec<(RelPath, LocalNode)>,
     /// Those that somebody edited.
     pub edited: Vec<RelPath>,
+    /// Of a Git directory: what the peer has changed in it.
+    pub unit: Vec<(RelPath, Entry)>,
+    /// What is kept of an older version of the peer's Git directory.
+    pub outdated: Option<String>,
+}
+
+impl Found {
+    /// What of the peer's version is to be kept on this side.
+    fn remote_files(&self) -> impl Iterator<Item = (&RelPath, &Entry)> {
+        let path = &self.conflict.path;
+        let whole = self.conflict.remote.as_ref().map(|entry| (path, entry));
+        whole
+            .into_iter()
+            .chain(self.unit.iter().map(|(path, entry)| (path, entry)))
+    }
 }
 
 /// A conflict that is over, with the artefacts that nobody edited.
@@ -92,6 +108,8 @@ pub struct Resolved {
     pub id: i64,
     /// What can go.
     pub artefacts: Vec<(RelPath, LocalNode)>,
+    /// What is kept of the peer's Git directory, and can go too.
+    pub kept: Option<String>,
 }
 
 /// Where a content can be read as it was at the cut.
@@ -212,6 +230,7 @@ pub fn plan(
         &peer,
         &unsettled,
         &artefacts,
+        &|path| orders.resolutions.contains_key(path),
         &mut |path, node| {
             let hash = hash_at(&cut, path, node.ino, node.attr.size)?;
             hashed.push((node.id, node.content_n, hash));
@@ -229,8 +248,13 @@ pub fn plan(
             Ok(())
         })?;
     }
+    read_indexes(journal, &cut, &mut scope)?;
     let moved = follow(&mut conflicts, &scope.moves);
-    let mut decided = reconcile(std::mem::take(&mut scope.sides), orders.policy);
+    let mut decided = reconcile(
+        std::mem::take(&mut scope.sides),
+        std::mem::take(&mut scope.git),
+        orders.policy,
+    );
     let mut resolved = resolve(&snapshot, &mut decided, &conflicts, orders)?;
     let gathering = gather_deletions(&mut decided, orders);
     let braked = brake(&snapshot, &peer, &mut decided, orders)?;
@@ -238,6 +262,7 @@ pub fn plan(
     let more = orders
         .most
         .is_some_and(|most| leave_for_later(&mut decided, &scope.moves, most));
+    let mut over = Vec::new();
     for conflict in &conflicts {
         let open = match decided.decisions.get(&conflict.path) {
             Some((_, decision)) => *decision == Decision::Conflict,
@@ -247,12 +272,20 @@ pub fn plan(
             resolved.push(Resolved {
                 id: conflict.id,
                 artefacts: unedited_artefacts(&snapshot, conflict)?,
+                kept: conflict.unit.map(|_| kept_name(conflict)),
             });
+            if conflict.unit.is_some() {
+                over.push(conflict.path.clone());
+            }
         }
     }
     let mut round = assemble(
         &snapshot, peer, cut, decided, scope, found, resolved, braked,
     )?;
+    for unit in over {
+        let removed = removed_objects(&snapshot, &round, &unit)?;
+        round.unsettled.paths.extend(removed);
+    }
     round.gathering = gathering;
     round.more = more;
     if more {
@@ -320,6 +353,74 @@ fn follow(conflicts: &mut [Conflict], moves: &Moves) -> Vec<Conflict> {
     moved
 }
 
+/// Finds out what indexes of this side stage.
+fn read_indexes(journal: &Journal, cut: &Cut, scope: &mut Scope) -> Result<(), Error> {
+    let mut learned = Vec::new();
+    for (path, hash) in std::mem::take(&mut scope.unknown_indexes) {
+        let size = match scope.locals.get(&path) {
+            Some(local) if local.attr.size <= LARGEST_INDEX => local.attr.size,
+            _ => continue,
+        };
+        let read = scope
+            .locals
+            .get(&path)
+            .map(|local| read_at(cut, &path, local.ino, size));
+        if let Some(Ok(bytes)) = read
+            && ContentHash::of(&bytes) == hash
+            && let Some(meaning) = meaning(&bytes)
+        {
+            scope.git.meanings.insert(hash, meaning);
+            learned.push((hash, meaning));
+        }
+    }
+    if learned.is_empty() {
+        return Ok(());
+    }
+    journal.update(Durability::Normal, move |update| {
+        for (hash, meaning) in learned {
+            update.set_meaning(hash, meaning)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn read_at(cut: &Cut, path: &RelPath, ino: Ino, size: u64) -> Result<Vec<u8>, String> {
+    let file = cut.open(ino, path).map_err(|error| error.to_string())?;
+    let mut bytes = vec![0; usize::try_from(size).map_err(|error| error.to_string())?];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let read = file
+            .read_at(&mut bytes[filled..], filled as u64)
+            .map_err(|error| error.to_string())?;
+        if read == 0 {
+            return Err(format!("ends at {filled} of {size} bytes"));
+        }
+        filled += read;
+    }
+    Ok(bytes)
+}
+
+/// The objects that are gone from this side of a Git directory whose conflict is over:
+/// their removal was held back while it was open.
+fn removed_objects(
+    snapshot: &Snapshot,
+    round: &Round,
+    unit: &RelPath,
+) -> Result<Vec<RelPath>, Error> {
+    let mut removed = Vec::new();
+    if let (Some(origin), Ok(objects)) = (round.moves.origin(unit), RelPath::new("objects")) {
+        let below = objects.rebase(&RelPath::ROOT, &origin).unwrap_or(objects);
+        for (path, _) in snapshot.base_below(round.peer.id, &below)? {
+            let path = round.moves.relocate(&path);
+            if snapshot.at(&path)?.is_none() {
+                removed.push(path);
+            }
+        }
+    }
+    Ok(removed)
+}
+
 fn load_unsettled(snapshot: &Snapshot, peer: PeerId) -> Result<Unsettled, Error> {
     let stored = snapshot.setting(&unsettled_key(peer))?;
     // What an older program wrote and this one cannot read costs a look at everything,
@@ -368,7 +469,10 @@ fn resolve(
         let Some((sides, decision)) = plan.decisions.get(&conflict.path) else {
             continue;
         };
-        if *decision != Decision::Conflict || sides.remote != conflict.remote {
+        let recorded = RemoteVersion::recorded(conflict);
+        if *decision != Decision::Conflict
+            || RemoteVersion::planned(plan, &conflict.path, sides) != recorded
+        {
             continue;
         }
         let removed = match &conflict.copy {
@@ -378,7 +482,7 @@ fn resolve(
         let order = orders
             .resolutions
             .get(&conflict.path)
-            .filter(|order| order.remote == conflict.remote);
+            .filter(|order| order.remote == recorded);
         match order.map(|order| order.side) {
             Some(Side::Remote) => plan.settle_for_remote(&conflict.path),
             Some(Side::Local) => plan.settle_for_local(&conflict.path),
@@ -389,6 +493,7 @@ fn resolve(
         resolved.push(Resolved {
             id: conflict.id,
             artefacts: disposable_artefacts(snapshot, conflict, edited_too)?,
+            kept: conflict.unit.map(|_| kept_name(conflict)),
         });
     }
     Ok(resolved)
@@ -509,7 +614,8 @@ fn find_conflicts(
             continue;
         }
         let known = conflicts.iter().find(|conflict| conflict.path == *path);
-        if known.is_some_and(|conflict| conflict.remote == sides.remote) {
+        let version = RemoteVersion::planned(plan, path, sides);
+        if known.is_some_and(|conflict| RemoteVersion::recorded(conflict) == version) {
             continue;
         }
         let superseded = match known {
@@ -524,7 +630,16 @@ fn find_conflicts(
             .cloned()
             .collect();
         let name = orders.name_artefacts.then_some(peer.name.as_str());
-        let in_git = path.components().any(is_git_directory);
+        // Git must not find files there that are not its own, nor a work tree any that
+        // come and go.
+        let in_git = plan.git.units.contains(path) || plan.git.unit_of(path).is_some();
+        let (unit, changed) = match version {
+            RemoteVersion::Unit(unit) => (Some(unit), changed_there(plan, path)),
+            RemoteVersion::Entry(_) => (None, Vec::new()),
+        };
+        let outdated = known
+            .filter(|conflict| conflict.unit.is_some())
+            .map(kept_name);
         let names = Artefacts::beside(path, name, since)
             .ok()
             .filter(|_| !in_git);
@@ -546,12 +661,49 @@ fn find_conflicts(
                     .map(|names| names.copy.clone()),
                 info: names.map(|names| names.info),
                 since,
+                unit,
             },
             superseded,
             edited,
+            unit: changed,
+            outdated,
         });
     }
     Ok(found)
+}
+
+/// The files that the peer has changed in a Git directory.
+fn changed_there(plan: &Plan, unit: &RelPath) -> Vec<(RelPath, Entry)> {
+    plan.state_of(unit)
+        .filter(|(path, sides)| {
+            plan.git
+                .changed(path, sides.base.as_ref(), sides.remote.as_ref())
+        })
+        .filter_map(|(path, sides)| Some((path.clone(), sides.remote.clone()?)))
+        .filter(|(_, entry)| entry.content != Content::Directory)
+        .collect()
+}
+
+/// This side's versions that the peer keeps while they are in conflict.
+fn worth_keeping(plan: &Plan) -> Vec<(&RelPath, &Entry)> {
+    let mut worth = Vec::new();
+    for (path, (sides, decision)) in &plan.decisions {
+        if *decision != Decision::Conflict {
+            continue;
+        }
+        if plan.is_unit_in_conflict(path) {
+            worth.extend(plan.state_of(path).filter_map(|(path, sides)| {
+                let (local, remote) = (sides.local.as_ref(), sides.remote.as_ref());
+                Some(path)
+                    .zip(local)
+                    .filter(|(path, _)| plan.git.changed(path, remote, local))
+            }));
+        } else {
+            worth.extend(sides.local.as_ref().map(|local| (path, local)));
+        }
+    }
+    worth.retain(|(_, entry)| entry.content != Content::Directory);
+    worth
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -574,11 +726,8 @@ fn assemble(
     // The peer keeps this side's version of every conflict, so that it survives this
     // machine.
     let kept = store::kept(snapshot, peer.id)?;
-    for (path, (sides, decision)) in &plan.decisions {
-        if let (Decision::Conflict, Some(local)) = (decision, &sides.local)
-            && local.content != Content::Directory
-            && kept.get(path) != Some(&local.content)
-        {
+    for (path, local) in worth_keeping(&plan) {
+        if kept.get(path) != Some(&local.content) {
             batch.ops.push(Op::KeepConflict {
                 path: path.clone(),
                 entry: local.clone(),
@@ -677,13 +826,11 @@ fn summarise(round: &mut Round, snapshot: &Snapshot, orders: &Orders) -> Result<
             incoming.push((step.path.clone(), *hash, *size));
         }
     }
-    for Found { conflict, .. } in &round.found {
-        if let Some(Entry {
-            content: Content::File { size, hash },
-            ..
-        }) = &conflict.remote
-        {
-            incoming.push((conflict.path.clone(), *hash, *size));
+    for found in &round.found {
+        for (path, entry) in found.remote_files() {
+            if let Content::File { size, hash } = entry.content {
+                incoming.push((path.clone(), hash, size));
+            }
         }
     }
     for (path, hash, size) in incoming {
@@ -781,8 +928,8 @@ impl Round {
         let copies = self
             .found
             .iter()
-            .filter_map(|found| found.conflict.remote.as_ref())
-            .map(|entry| &entry.content);
+            .flat_map(Found::remote_files)
+            .map(|(_, entry)| &entry.content);
         steps
             .chain(copies)
             .filter_map(|content| match content {
@@ -830,7 +977,7 @@ impl Round {
         }
         for (path, (_, decision)) in &self.plan.decisions {
             let (action, change) = match decision {
-                Decision::Agree { .. } => continue,
+                Decision::Agree { .. } | Decision::Leave => continue,
                 Decision::Conflict => ("conflict", "changed on both sides"),
                 Decision::Hold(Held::Policy) => ("held", "the mode does not let it travel"),
                 Decision::Hold(Held::Brake) => ("held", "too many deletions at once"),
@@ -854,6 +1001,13 @@ impl Round {
             seen: Some((self.seen.epoch, self.seen.rev)),
             changes,
         }
+    }
+
+    /// What is kept of Git directories and not needed any more once the round is over.
+    pub fn outdated(&self) -> Vec<String> {
+        let resolved = self.resolved.iter().filter_map(|over| over.kept.clone());
+        let found = self.found.iter().filter_map(|found| found.outdated.clone());
+        resolved.chain(found).collect()
     }
 
     /// What must be looked at again because a step did not take place.

@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use mirrorfs_journal::{Base, Error, Node, Peer, Snapshot};
 use serde::{Deserialize, Serialize};
 
-use crate::reconcile::Sides;
+use crate::reconcile::{Git, Sides};
 use crate::tree::scan::MODE_MASK;
 use crate::tree::{
-    Attr, Content, ContentHash, Entry, Ino, Kind, NodeId, RelPath, Timestamp, Xattrs,
+    Attr, Content, ContentHash, Entry, Ino, Kind, NodeId, RelPath, Timestamp, Xattrs, git,
 };
 
 use super::moves::Moves;
+use super::repositories::Repositories;
 
 /// What an earlier round could not settle and no younger change would bring up again.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -76,6 +77,10 @@ pub struct Scope {
     pub observed: Vec<(RelPath, Option<Entry>)>,
     /// Files that could not be read.
     pub unreadable: Vec<(NodeId, RelPath, String)>,
+    /// The Git directories among them, with what is known of their indexes.
+    pub git: Git,
+    /// Indexes of this side of which it is not known what they stage.
+    pub unknown_indexes: Vec<(RelPath, ContentHash)>,
 }
 
 /// Hashes a file as it was at the cut.
@@ -115,18 +120,22 @@ pub fn carried(node: &Node, hash: impl FnOnce() -> Option<ContentHash>) -> Optio
     })
 }
 
-/// Collects the names that may differ between the sides, with their three legs.
+/// Collects the names that may differ between the sides, with their three legs. Of Git
+/// directories whose conflict somebody `decided` about, everything is looked at.
 pub fn gather(
     snapshot: &Snapshot,
     peer: &Peer,
     unsettled: &Unsettled,
     artefacts: &BTreeSet<RelPath>,
+    decided: &dyn Fn(&RelPath) -> bool,
     hash: &mut Hasher<'_>,
 ) -> Result<Scope, Error> {
+    let pending: HashMap<_, _> = snapshot.remote_pending(peer.id)?.into_iter().collect();
     let gathering = Gathering {
         snapshot,
         peer,
-        pending: snapshot.remote_pending(peer.id)?.into_iter().collect(),
+        repositories: Repositories::new(snapshot, peer.id, &pending),
+        pending: &pending,
     };
     let mut touched = unsettled.nodes.clone();
     if peer.agreement.is_none() {
@@ -151,9 +160,13 @@ pub fn gather(
         .into_iter()
         .filter(|conflict| conflict.peer == peer.id)
     {
+        names.insert(conflict.path.clone());
+        if conflict.unit.is_some() && !decided(&conflict.path) {
+            names.extend(gathering.repositories.state(&conflict.path, &moves)?);
+            continue;
+        }
         names.extend(gathering.base_subtree(&conflict.path, &moves)?);
         gathering.local_subtree(&conflict.path, &mut names)?;
-        names.insert(conflict.path);
     }
     names.remove(&RelPath::ROOT);
 
@@ -161,6 +174,7 @@ pub fn gather(
         moves,
         ..Scope::default()
     };
+    let mut expanded = BTreeSet::new();
     while let Some(path) = names.pop_first() {
         if scope.sides.contains_key(&path) {
             continue;
@@ -193,6 +207,23 @@ pub fn gather(
             .and_then(|origin| gathering.pending.get(origin));
         if let (Some(origin), Some(observed)) = (&origin, observed) {
             scope.observed.push((origin.clone(), observed.clone()));
+        }
+        if let Some(unit) = gathering.repositories.unit_of(&path, &scope.moves)? {
+            if !scope.git.units.contains(&unit) && !scope.sides.contains_key(&unit) {
+                names.insert(unit.clone());
+            }
+            // Whether this side has changed something, too, is not told by what was
+            // touched since the cursor alone: changes may be held back.
+            if observed.is_some() && expanded.insert(unit.clone()) {
+                names.extend(gathering.repositories.state(&unit, &scope.moves)?);
+            }
+            if git::is_index(&unit, &path) {
+                gathering.note_meanings(&mut scope, &path, [&base, &local_entry])?;
+                if let Some(observed) = observed {
+                    gathering.note_meanings(&mut scope, &path, [observed, &None])?;
+                }
+            }
+            scope.git.units.insert(unit);
         }
         let remote = observed.cloned().unwrap_or_else(|| base.clone());
         // What is new needs its directory on the other side, which may never have had it,
@@ -232,7 +263,8 @@ pub fn gather(
 struct Gathering<'a> {
     snapshot: &'a Snapshot,
     peer: &'a Peer,
-    pending: HashMap<RelPath, Option<Entry>>,
+    pending: &'a HashMap<RelPath, Option<Entry>>,
+    repositories: Repositories<'a>,
 }
 
 impl Gathering<'_> {
@@ -240,6 +272,7 @@ impl Gathering<'_> {
     /// a deletion and a creation.
     fn moves(&self, touched: &BTreeSet<NodeId>) -> Result<(Moves, Vec<(RelPath, RelPath)>), Error> {
         let mut candidates: Vec<(RelPath, RelPath, Base)> = Vec::new();
+        let mut within = Vec::new();
         for id in touched {
             let Some(node) = self.snapshot.node(*id)?.filter(|node| !node.artefact) else {
                 continue;
@@ -252,11 +285,19 @@ impl Gathering<'_> {
                 && from != to
                 && base.entry.content.kind() == node.attr.kind
             {
+                // What is decided about a Git directory as a whole must not have happened
+                // in part already.
+                if self.repositories.is_inside_here(to)?
+                    || self.repositories.is_inside_there(from)?
+                {
+                    within.push((from.clone(), to.clone()));
+                    continue;
+                }
                 candidates.push((from.clone(), to.clone(), base.clone()));
             }
         }
         candidates.sort_by_key(|(from, _, _)| from.depth());
-        let mut rejected = Vec::new();
+        let mut rejected = within;
         loop {
             let mut moves = Moves::default();
             for (from, to, _) in &candidates {
@@ -321,6 +362,27 @@ impl Gathering<'_> {
             above = directory.parent();
         }
         Ok(!taken && !appeared)
+    }
+
+    /// Takes up what is known of the meaning of indexes.
+    fn note_meanings(
+        &self,
+        scope: &mut Scope,
+        path: &RelPath,
+        entries: [&Option<Entry>; 2],
+    ) -> Result<(), Error> {
+        for (position, entry) in entries.into_iter().enumerate() {
+            let Some(Content::File { hash, .. }) = entry.as_ref().map(|entry| &entry.content)
+            else {
+                continue;
+            };
+            match self.snapshot.meaning(*hash)? {
+                Some(meaning) => drop(scope.git.meanings.insert(*hash, meaning)),
+                None if position == 1 => scope.unknown_indexes.push((path.clone(), *hash)),
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     /// Every name that a touched node has or had, and every name the peer reported.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use mirrorfs_journal::{BaseChange, Durability, Journal, Update};
 
-use crate::reconcile::Decision;
+use crate::reconcile::{Decision, Held};
 use crate::tree::{Content, ContentHash, Ino, PeerId, RelPath};
 use crate::wire::message::{AgentHello, Divergence, MountHello, Observation, Op, Revision};
 
@@ -88,6 +88,12 @@ pub(super) fn observe(
     let news = journal.update(Durability::Normal, move |update| {
         let mut news = false;
         for observation in &observations {
+            if let (Some(Content::File { hash, .. }), Some(meaning)) = (
+                observation.entry.as_ref().map(|entry| &entry.content),
+                observation.meaning,
+            ) {
+                update.set_meaning(*hash, meaning)?;
+            }
             news |= note(
                 update,
                 peer,
@@ -317,11 +323,12 @@ fn kept_after(round: &Round, diverged: &BTreeSet<u32>) -> Result<Vec<u8>, Error>
     }
     // Of conflicts that are over nothing has to be remembered.
     kept.retain(|path, _| {
-        round
-            .plan
-            .decisions
-            .get(path)
-            .is_none_or(|(_, decision)| *decision == Decision::Conflict)
+        round.plan.decisions.get(path).is_none_or(|(_, decision)| {
+            matches!(
+                decision,
+                Decision::Conflict | Decision::Hold(Held::BelowConflict)
+            )
+        })
     });
     postcard::to_stdvec(&kept).map_err(|_| Error::Unencodable)
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::batch::{Batch, Step, steps};
 use super::scope::{Scope, Unsettled, gather};
-use crate::reconcile::{Decision, Plan, Policy, Sides, reconcile};
+use crate::reconcile::{Decision, Git, Plan, Policy, Sides, reconcile};
 use crate::tree::*;
 use crate::wire::message::{Expect, Op};
 
@@ -445,6 +445,7 @@ impl Pair {
             .map(|path| {
                 let entry = self.remote.tree.get(&path).cloned();
                 crate::wire::message::Observation {
+                    meaning: None,
                     path,
                     entry,
                     rev: 1,
@@ -479,13 +480,15 @@ impl Pair {
             &peer,
             &Unsettled::default(),
             &BTreeSet::new(),
+            &|_| false,
             &mut |path, _| match &tree[path].content {
                 Content::File { hash, .. } => Ok(*hash),
                 other => Err(format!("{other:?}")),
             },
         )
         .unwrap();
-        let plan = reconcile(std::mem::take(&mut scope.sides), Policy::TwoWay);
+        let git = std::mem::take(&mut scope.git);
+        let plan = reconcile(std::mem::take(&mut scope.sides), git, Policy::TwoWay);
         (plan, scope)
     }
 
@@ -691,7 +694,11 @@ fn objects_come_before_refs_and_packs_before_their_index() {
         let result = sides.local.clone();
         decisions.insert(path(name), (sides, Decision::Agree { result, note: None }));
     }
-    let order: Vec<String> = steps(&Plan { decisions }, |sides: &Sides| &sides.remote)
+    let git = Git {
+        units: [path(".git")].into(),
+        ..Git::default()
+    };
+    let order: Vec<String> = steps(&Plan { decisions, git }, |sides: &Sides| &sides.remote)
         .into_iter()
         .map(|step| step.path.to_string())
         .collect();

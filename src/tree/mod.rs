@@ -4,6 +4,7 @@
 //! The vocabulary itself lives in [`mirrorfs_journal::model`], because the journal
 //! stores it; everything above the journal names it through this module.
 
+pub mod git;
 pub mod hash;
 pub mod reach;
 pub mod scan;

@@ -97,6 +97,8 @@ pub struct Observation {
     pub entry: Option<Entry>,
     /// The revision that this observation belongs to.
     pub rev: u64,
+    /// Of a Git index: what it stages (see [`crate::tree::git::meaning`]).
+    pub meaning: Option<ContentHash>,
 }
 
 /// Identifies a batch. Random, so that a repeated offer is recognised.

@@ -26,6 +26,7 @@ mod ordinary_user;
 mod peer_disk;
 mod peers;
 mod refusals;
+mod repositories;
 mod settle;
 mod trash;
 mod without_mount;

@@ -4,9 +4,13 @@ use super::Update;
 use crate::codec::{encode, encode_option};
 use crate::view::below;
 use crate::{
-    Agreement, BaseChange, Conflict, Entry, Epoch, Error, NodeId, PeerId, Proposal, RelPath,
-    ReplicaId,
+    Agreement, BaseChange, Conflict, ContentHash, Entry, Epoch, Error, NodeId, PeerId, Proposal,
+    RelPath, ReplicaId,
 };
+
+/// How many meanings of Git indexes are kept: each takes about a hundred bytes, and a
+/// repository needs that of its last agreement and of what either side has now.
+const MEANINGS: i64 = 10_000;
 
 impl Update<'_> {
     /// Adds a peer: no base, nothing seen.
@@ -295,6 +299,19 @@ impl Update<'_> {
         Ok(())
     }
 
+    /// Stores what a Git index stages. Only so many of the newest are kept.
+    pub fn set_meaning(&self, content: ContentHash, meaning: ContentHash) -> Result<(), Error> {
+        self.execute(
+            "INSERT OR REPLACE INTO meaning (content, meaning) VALUES (?1, ?2)",
+            (content.0.as_slice(), meaning.0.as_slice()),
+        )?;
+        self.execute(
+            "DELETE FROM meaning WHERE id <= (SELECT max(id) FROM meaning) - ?1",
+            [MEANINGS],
+        )?;
+        Ok(())
+    }
+
     /// Opens a conflict, or brings the one that is open with the same peer at the
     /// same path up to date. Returns its key.
     pub fn open_conflict(&self, conflict: &Conflict) -> Result<i64, Error> {
@@ -302,12 +319,12 @@ impl Update<'_> {
             .connection
             .prepare_cached(
                 "INSERT INTO conflict
-                 (peer, path, base, local, remote, copy, info, since, since_nanos)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 (peer, path, base, local, remote, copy, info, since, since_nanos, unit)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                  ON CONFLICT (peer, path) DO UPDATE SET base = excluded.base,
                  local = excluded.local, remote = excluded.remote, copy = excluded.copy,
-                 info = excluded.info, since = excluded.since, since_nanos = excluded.since_nanos
-                 RETURNING id",
+                 info = excluded.info, since = excluded.since, since_nanos = excluded.since_nanos,
+                 unit = excluded.unit RETURNING id",
             )?
             .query_row(
                 (
@@ -320,6 +337,7 @@ impl Update<'_> {
                     conflict.info.as_ref().map(RelPath::as_bytes),
                     conflict.since.secs,
                     conflict.since.nanos,
+                    conflict.unit.as_ref().map(|unit| unit.0.as_slice()),
                 ),
                 |row| row.get(0),
             )?;

@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::View;
 use crate::codec;
-use crate::{Agreement, Entry, Epoch, Error, Id, NodeId, PeerId, RelPath, ReplicaId, Timestamp};
+use crate::{
+    Agreement, ContentHash, Entry, Epoch, Error, Id, NodeId, PeerId, RelPath, ReplicaId, Timestamp,
+};
 
 /// What both sides last agreed on for a path.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -102,6 +104,9 @@ pub struct Conflict {
     pub info: Option<RelPath>,
     /// When it was noticed.
     pub since: Timestamp,
+    /// Of a Git directory, in which names are in conflict and not the directory itself:
+    /// a digest of what the peer has changed there.
+    pub unit: Option<ContentHash>,
 }
 
 /// The bounds of what lies below a path, itself excluded: `a/` and everything up to,
@@ -174,6 +179,46 @@ impl View {
         }
     }
 
+    /// The base below a path, without what lies below one of its names.
+    pub fn base_below_but(
+        &self,
+        peer: PeerId,
+        path: &RelPath,
+        skipped: &[u8],
+    ) -> Result<Vec<(RelPath, Base)>, Error> {
+        let skipped = path.join(skipped).map_err(Error::other)?;
+        let ((from, to), (skip_from, skip_to)) =
+            (below(path.as_bytes()), below(skipped.as_bytes()));
+        // Neither the path of a directory nor one of its names is the root's.
+        let (to, skip_to) = (to.unwrap_or_default(), skip_to.unwrap_or_default());
+        bases(
+            self.connection
+                .prepare_cached(
+                    "SELECT path, node, entry FROM base
+                     WHERE peer = ?1 AND path >= ?2 AND path < ?3
+                     UNION ALL SELECT path, node, entry FROM base
+                     WHERE peer = ?1 AND path >= ?4 AND path < ?5 ORDER BY path",
+                )?
+                .query((peer.0, from, skip_from, skip_to, to))?,
+        )
+    }
+
+    /// What a Git index stages, as [`Update::set_meaning`](crate::Update::set_meaning)
+    /// has stored it.
+    pub fn meaning(&self, content: ContentHash) -> Result<Option<ContentHash>, Error> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT meaning FROM meaning WHERE content = ?1")?;
+        let mut rows = statement.query([content.0.as_slice()])?;
+        match rows.next()? {
+            Some(row) => Ok(Some(ContentHash(codec::array(
+                "a meaning",
+                row.get_ref(0)?,
+            )?))),
+            None => Ok(None),
+        }
+    }
+
     /// How many paths the base has.
     pub fn base_count(&self, peer: PeerId) -> Result<u64, Error> {
         let count: i64 = self
@@ -242,7 +287,7 @@ impl View {
     /// The conflicts that are open, in the order in which they were opened.
     pub fn conflicts(&self) -> Result<Vec<Conflict>, Error> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT id, peer, path, base, local, remote, copy, info, since, since_nanos
+            "SELECT id, peer, path, base, local, remote, copy, info, since, since_nanos, unit
              FROM conflict ORDER BY id",
         )?;
         let mut rows = statement.query([])?;
@@ -267,6 +312,10 @@ impl View {
                 since: Timestamp {
                     secs: row.get(8)?,
                     nanos: row.get(9)?,
+                },
+                unit: match row.get_ref(10)? {
+                    rusqlite::types::ValueRef::Null => None,
+                    unit => Some(ContentHash(codec::array("a unit", unit)?)),
                 },
             });
         }

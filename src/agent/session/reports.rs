@@ -1,11 +1,15 @@
 //! What a session tells of the directory, and when it has told everything.
 
 use std::collections::HashMap;
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use mirrorfs_journal::index::Row;
 
 use super::super::Error;
 use super::super::observer::COOKIE;
 use super::{Drain, Engine};
-use crate::tree::RelPath;
+use crate::tree::{Content, ContentHash, RelPath, git, scan};
 use crate::wire::message::{Observation, Revision, ToMount};
 
 /// About how many bytes of observations go into one message.
@@ -57,6 +61,7 @@ impl Engine {
             for row in rows {
                 self.reported = row.rev;
                 let observation = Observation {
+                    meaning: self.meaning(&row),
                     path: row.path,
                     entry: row.entry,
                     rev: row.rev,
@@ -85,6 +90,25 @@ impl Engine {
             complete: true,
             upto: self.revision(),
         })
+    }
+
+    /// What a Git index stages, so that one that was only refreshed is no news. Only of what
+    /// the row tells, and not of what may have come since.
+    fn meaning(&self, row: &Row) -> Option<ContentHash> {
+        let Content::File { hash, size } = row.entry.as_ref()?.content else {
+            return None;
+        };
+        if row.path.name() != b"index" || size > git::LARGEST_INDEX {
+            return None;
+        }
+        let dir = self.observer.served.root.parent(&row.path).ok()?;
+        let file = scan::open_file(dir.as_fd(), row.path.name()).ok()?;
+        let mut bytes = Vec::new();
+        file.take(size).read_to_end(&mut bytes).ok()?;
+        if ContentHash::of(&bytes) != hash {
+            return None;
+        }
+        git::meaning(&bytes)
     }
 
     pub(super) fn revision(&self) -> Revision {

@@ -22,6 +22,27 @@ pub(super) fn detail(detail: &Detail) -> String {
         rows.row("by now", format!("{} (not fetched yet)", version(newer)));
     }
     rows.row("agreed on", version(&detail.base));
+    if let Some(unit) = &detail.unit {
+        for (side, changed) in [
+            ("here".to_owned(), &unit.here),
+            (format!("on {peer}"), &unit.there),
+        ] {
+            for changed in changed {
+                let name = &changed.name;
+                rows.row(
+                    &side,
+                    match &changed.says {
+                        Some(says) => format!("{name}: {says}"),
+                        None => name.to_string(),
+                    },
+                );
+            }
+        }
+        rows.row(
+            "objects",
+            "both sides have all of both: git show and git merge find them".into(),
+        );
+    }
     if let Some((copy, state)) = &detail.copy {
         let state = match state {
             Copy::Unedited => "the version of the peer",
@@ -43,10 +64,11 @@ pub(super) fn detail(detail: &Detail) -> String {
     if matches!(detail.copy, Some((_, Copy::Unedited | Copy::Edited))) {
         rows.row("next", format!("mirrorfs conflicts diff {path}"));
     }
-    rows.row(
-        "next",
-        format!("mirrorfs conflicts resolve {path} --local|--remote|--both|--merged"),
-    );
+    let ways = match detail.unit {
+        Some(_) => "--local|--remote",
+        None => "--local|--remote|--both|--merged",
+    };
+    rows.row("next", format!("mirrorfs conflicts resolve {path} {ways}"));
     rows.print()
 }
 
@@ -59,6 +81,7 @@ fn version(version: &Version) -> String {
             moment(*mtime)
         ),
         Version::Directory => "a directory".to_owned(),
+        Version::GitDirectory => "a Git directory, changed".to_owned(),
         Version::Symlink { target } => format!("a symbolic link to {target}"),
         Version::Unknown { reason } => format!("cannot be looked at: {reason}"),
     }
@@ -96,6 +119,7 @@ mod tests {
             newer: None,
             copy: Some((RelPath::new("dir/notes.copy").unwrap(), Copy::Edited)),
             kept: None,
+            unit: None,
             info: Some(RelPath::new("dir/notes.info").unwrap()),
         });
         let expected = "\

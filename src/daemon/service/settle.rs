@@ -14,7 +14,7 @@ use crate::daemon::put;
 use crate::daemon::site::Site;
 use crate::replica::Root;
 use crate::replica::trash::RestoreError;
-use crate::replicator::{LocalTree, Resolution, Side};
+use crate::replicator::{LocalTree, RemoteVersion, Resolution, Side};
 use crate::tree::{Content, RelPath};
 
 /// How long a conflict that was settled may take to be over on both sides, before the
@@ -63,7 +63,7 @@ impl Service {
                     Choice::Remote => Side::Remote,
                     Choice::Local | Choice::Both | Choice::Merged => Side::Local,
                 },
-                remote: record.remote.clone(),
+                remote: RemoteVersion::recorded(record),
                 edited_too: discard_edits || choice == Choice::Merged,
             };
             let reached = peers
@@ -131,7 +131,7 @@ fn still_open(site: &Site, records: &[Conflict]) -> Result<(), Failure> {
             continue;
         };
         let path = &record.path;
-        let failure = if now.remote == record.remote {
+        let failure = if RemoteVersion::recorded(now) == RemoteVersion::recorded(record) {
             Failure::new(format!("the conflict at {path} could not be settled yet"))
                 .hint("mirrorfs status says what is in the way; it is tried again")
         } else {

@@ -1,6 +1,8 @@
 //! What must hold of any plan, whatever the three trees are.
 
 use super::*;
+use crate::tree::Kind;
+use crate::tree::git::{Role, role};
 
 /// Checks one combination for everything that is promised.
 pub(super) fn all_hold(base: &Tree, local: &Tree, remote: &Tree) {
@@ -20,6 +22,7 @@ pub(super) fn all_hold(base: &Tree, local: &Tree, remote: &Tree) {
     case.a_brake_holds_every_deletion(&plan);
     case.a_refill_brings_everything_back(&plan);
     case.a_settled_conflict_is_the_winners(&plan);
+    case.a_repository_is_one_unit(&plan);
 }
 
 struct Case<'a> {
@@ -30,6 +33,17 @@ struct Case<'a> {
 
 fn content(entry: Option<&Entry>) -> Option<&Content> {
     entry.map(|entry| &entry.content)
+}
+
+/// Whether one content is as good as the other at a path: the same, or two indexes that
+/// stage the same, or two forms of one Git object.
+fn as_good(plan: &Plan, path: &RelPath, one: Option<&Content>, other: Option<&Content>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else {
+        return one == other;
+    };
+    let is_object = |unit: RelPath| role(&unit, path) == Role::Object;
+    let files = one.kind() == Kind::File && other.kind() == Kind::File;
+    plan.git.same(path, one, other) || (files && plan.git.unit_of(path).is_some_and(is_object))
 }
 
 fn is_tree(tree: &Tree) -> bool {
@@ -43,7 +57,7 @@ fn is_tree(tree: &Tree) -> bool {
 
 impl Case<'_> {
     fn decided(&self, policy: Policy) -> Plan {
-        reconcile(scope(self.base, self.local, self.remote), policy)
+        super::decided(self.base, self.local, self.remote, policy)
     }
 
     fn after(&self, plan: &Plan) -> (Tree, Tree, Tree) {
@@ -71,15 +85,15 @@ impl Case<'_> {
         let (_, local, remote) = self.after(plan);
         for (side, after) in [(self.local, &local), (self.remote, &remote)] {
             for (path, entry) in side {
-                if content(self.base.get(path)) == Some(&entry.content) {
+                let as_good = |other| as_good(plan, path, other, Some(&entry.content));
+                if as_good(content(self.base.get(path))) {
                     continue;
                 }
-                let kept = content(after.get(path)) == Some(&entry.content);
+                let kept = as_good(content(after.get(path)));
                 let told = match &plan.decisions[path].1 {
-                    Decision::Agree { result, .. } => {
-                        content(result.as_ref()) == Some(&entry.content)
-                    }
+                    Decision::Agree { result, .. } => as_good(content(result.as_ref())),
                     Decision::Conflict => true,
+                    Decision::Leave => false,
                     Decision::Hold(why) => {
                         *why == Held::BelowConflict
                             && plan.decisions.iter().any(|(above, (_, decision))| {
@@ -97,9 +111,10 @@ impl Case<'_> {
         let (_, local, remote) = self.after(plan);
         for (side, after) in [(self.local, &local), (self.remote, &remote)] {
             for (path, entry) in side {
-                let displaced = content(after.get(path)) != Some(&entry.content);
+                let as_good = |other| as_good(plan, path, other, Some(&entry.content));
+                let displaced = !as_good(content(after.get(path)));
                 assert!(
-                    !displaced || content(self.base.get(path)) == Some(&entry.content),
+                    !displaced || as_good(content(self.base.get(path))),
                     "{path}: {}",
                     self.shown(plan)
                 );
@@ -129,11 +144,17 @@ impl Case<'_> {
                     let local_stands = *note == Some(Note::LocalMetadataWon)
                         // Without a base nobody can tell who changed it: no note.
                         || matches!(sides, (None, Some(_), Some(_)))
+                        // Two forms of the same, of which one is as good as the other.
+                        || content(result.as_ref()) != content(other.as_ref())
                         // Touched on both sides.
                         || matches!(sides, (Some(base), Some(local), Some(remote))
                             if base.mtime != local.mtime && base.mtime != remote.mtime);
-                    content(result.as_ref()) == content(other.as_ref())
-                        && (local_stands || result == other)
+                    as_good(
+                        plan,
+                        path,
+                        content(result.as_ref()),
+                        content(other.as_ref()),
+                    ) && (local_stands || result == other)
                         && *other_note == note.map(mirror)
                 }
                 (decision, mirrored) => decision == mirrored,
@@ -250,8 +271,13 @@ impl Case<'_> {
             let (mut here, mut there) = (plan.clone(), plan.clone());
             here.settle_for_local(path);
             there.settle_for_remote(path);
+            let unit = plan.is_unit_in_conflict(path);
             for (plan, winner) in [(&here, self.local), (&there, self.remote)] {
                 self.results_are_trees(plan);
+                if unit {
+                    self.has_the_winners_state_and_all_objects(plan, path, winner);
+                    continue;
+                }
                 let below = |tree: &Tree| -> Tree {
                     tree.iter()
                         .filter(|(at, _)| at.starts_with(path))
@@ -261,6 +287,77 @@ impl Case<'_> {
                 let (base, local, remote) = self.after(plan);
                 for tree in [&base, &local, &remote] {
                     assert_eq!(below(tree), below(winner), "{path} {}", self.shown(plan));
+                }
+            }
+        }
+    }
+
+    fn has_the_winners_state_and_all_objects(&self, plan: &Plan, unit: &RelPath, winner: &Tree) {
+        let (_, local, remote) = self.after(plan);
+        for after in [&local, &remote] {
+            for path in self.names(plan, unit, Role::State) {
+                let (now, won) = (content(after.get(&path)), content(winner.get(&path)));
+                let directory = now.or(won) == Some(&Content::Directory);
+                assert!(now == won || directory, "{path} {}", self.shown(plan));
+            }
+            for path in self.names(plan, unit, Role::Object) {
+                let had = self.local.contains_key(&path) || self.remote.contains_key(&path);
+                assert!(
+                    !had || after.contains_key(&path),
+                    "{path} {}",
+                    self.shown(plan)
+                );
+            }
+        }
+    }
+
+    fn names(&self, plan: &Plan, unit: &RelPath, of: Role) -> Vec<RelPath> {
+        let names = plan
+            .decisions
+            .keys()
+            .filter(|path| plan.git.unit_of(path).as_ref() == Some(unit) && role(unit, path) == of);
+        names.cloned().collect()
+    }
+
+    /// Neither side gets a mixture of both, and where both have changed something nothing
+    /// but objects is exchanged, of which both then have all that either side added.
+    fn a_repository_is_one_unit(&self, plan: &Plan) {
+        let (_, local, remote) = self.after(plan);
+        for unit in &plan.git.units {
+            let on_both = [self.local, self.remote]
+                .iter()
+                .all(|tree| content(tree.get(unit)) == Some(&Content::Directory));
+            if !on_both {
+                continue;
+            }
+            let state = self.names(plan, unit, Role::State);
+            let equal = |one: &Tree, other: &Tree| {
+                state.iter().all(|path| {
+                    let (one, other) = (content(one.get(path)), content(other.get(path)));
+                    let directory = one.or(other) == Some(&Content::Directory);
+                    directory || as_good(plan, path, one, other)
+                })
+            };
+            for after in [&local, &remote] {
+                assert!(
+                    equal(after, self.local) || equal(after, self.remote),
+                    "a mixture: {}",
+                    self.shown(plan)
+                );
+            }
+            let conflict = plan.is_unit_in_conflict(unit);
+            assert_eq!(conflict, !equal(&local, &remote), "{}", self.shown(plan));
+            if conflict {
+                assert!(equal(&local, self.local) && equal(&remote, self.remote));
+            }
+            let added = |path: &RelPath| {
+                !self.base.contains_key(path)
+                    && (self.local.contains_key(path) || self.remote.contains_key(path))
+            };
+            for path in self.names(plan, unit, Role::Object) {
+                if added(&path) {
+                    let both = local.contains_key(&path) && remote.contains_key(&path);
+                    assert!(both, "{path} {}", self.shown(plan));
                 }
             }
         }

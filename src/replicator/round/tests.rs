@@ -1,6 +1,7 @@
 //! What becomes of decisions about conflicts.
 
 use super::*;
+use crate::reconcile::Git;
 use crate::tree::Xattrs;
 
 fn path(text: &str) -> RelPath {
@@ -40,13 +41,14 @@ fn outcome(record: &str, remote: &str, decided: Option<&str>, side: Side) -> Dec
         copy: None,
         info: None,
         since: Timestamp::default(),
+        unit: None,
     };
-    let mut plan = reconcile([(path("x"), sides)].into(), Policy::TwoWay);
+    let mut plan = reconcile([(path("x"), sides)].into(), Git::default(), Policy::TwoWay);
     let mut orders = Orders::default();
     if let Some(decided) = decided {
         let resolution = Resolution {
             side,
-            remote: file(decided),
+            remote: RemoteVersion::Entry(file(decided)),
             edited_too: false,
         };
         orders.resolutions.insert(path("x"), resolution);
@@ -113,7 +115,7 @@ fn what_is_only_to_be_made_can_wait() {
     scope.insert(path("z-gone"), sides(file("o"), None, file("o")));
     let mut moves = Moves::default();
     moves.add(path("old"), path("target/new"));
-    let plan = reconcile(scope, Policy::TwoWay);
+    let plan = reconcile(scope, Git::default(), Policy::TwoWay);
     let left = |most| {
         let mut plan = plan.clone();
         let more = leave_for_later(&mut plan, &moves, most);
