@@ -21,6 +21,7 @@ mod journal;
 mod look;
 pub mod model;
 mod recorder;
+mod room;
 mod schema;
 mod snapshot;
 mod start;

@@ -6,6 +6,7 @@ use std::thread::Thread;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
+use crate::room::Room;
 use crate::snapshot::Snapshot;
 use crate::update::Job;
 use crate::{Change, Durability, Error, Origin, Poisoned};
@@ -44,6 +45,8 @@ pub(crate) struct Shared {
     issued: Mutex<()>,
     pub(crate) last: AtomicU64,
     pub(crate) committed: AtomicU64,
+    /// For what large records have on them.
+    pub(crate) room: Room,
     /// Callers of `durable` whose request the writer has not read yet.
     pub(crate) durable_waiting: AtomicUsize,
     /// Frames in the write-ahead log after the last checkpoint.
@@ -143,12 +146,16 @@ impl std::fmt::Debug for Mark {
 
 impl Recorder {
     /// Records a change that has taken effect and returns its number. Waits while
-    /// the queue is full. Numbers are in the order of the calls: a caller that needs
+    /// the queue is full, of records or of bytes. Numbers are in the order of the calls: a caller that needs
     /// two changes in an order calls under its own lock.
     pub fn record(&self, origin: Origin, change: Change) -> Result<u64, Poisoned> {
+        self.shared.room.take(&change, || self.shared.hurry());
         // The lock is held while waiting for room: whoever comes next waits anyway.
         let issuing = self.shared.issue();
-        self.shared.check()?;
+        if let Err(poisoned) = self.shared.check() {
+            self.shared.room.give(&change);
+            return Err(poisoned);
+        }
         let n = self.shared.last.load(Ordering::Relaxed) + 1;
         let record = Command::Record { n, origin, change };
         match self.sender.try_send(record) {

@@ -180,6 +180,7 @@ impl Writer {
     fn take(&mut self, command: Command) -> Result<Flow, Error> {
         match command {
             Command::Record { n, origin, change } => {
+                self.shared.room.give(&change);
                 self.record(n, origin, change)?;
                 Ok(Flow::More)
             }
@@ -486,6 +487,7 @@ impl Drop for Writer {
                 .poisoned
                 .set("its writer panicked, see the log".to_owned());
         }
+        self.shared.room.end();
     }
 }
 

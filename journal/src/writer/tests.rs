@@ -104,6 +104,60 @@ fn a_full_queue_makes_callers_wait() {
     );
 }
 
+/// Records may be large: of those the queue holds few.
+#[test]
+fn a_queue_full_of_bytes_makes_callers_wait() {
+    const VALUE: usize = 60_000;
+    const FILES: u64 = 1_500;
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let recorder = journal.recorder();
+    for ino in 0..FILES {
+        let name = format!("f{ino}");
+        recorder
+            .record(Origin::Local, create(&name, 10 + ino))
+            .unwrap();
+    }
+    let before = recorder.last();
+    let (release, held) = hold(&journal);
+    let caller = {
+        let recorder = recorder.clone();
+        std::thread::spawn(move || {
+            for ino in 0..FILES {
+                let xattrs = [(b"user.large".to_vec(), vec![1; VALUE])];
+                let change = Change::Xattrs {
+                    ino: Ino(10 + ino),
+                    attr: attr(0),
+                    xattrs: xattrs.into(),
+                };
+                recorder.record(Origin::Local, change).unwrap();
+            }
+        })
+    };
+    let most = (32 << 20) / VALUE;
+    until(|| journal.status().queued >= most);
+    for _ in 0..1000 {
+        std::thread::yield_now();
+        assert!(recorder.last() - before <= most as u64 + 1);
+    }
+    // Others go on: theirs are small.
+    recorder.record(Origin::Local, create("small", 9)).unwrap();
+    assert!(!caller.is_finished());
+    drop(release);
+    held.join().unwrap();
+    caller.join().unwrap();
+    assert_eq!(recorder.last(), before + FILES + 1);
+    // Nobody waits for a writer that is gone.
+    journal.close().unwrap();
+    let change = Change::Xattrs {
+        ino: Ino(10),
+        attr: attr(0),
+        xattrs: [(b"user.large".to_vec(), vec![1; 40 << 20])].into(),
+    };
+    assert!(recorder.record(Origin::Local, change.clone()).is_err());
+    assert!(recorder.record(Origin::Local, change).is_err());
+}
+
 /// Kind, start and length of the rows of one node.
 fn rows(view: &View, node: NodeId) -> Vec<(u64, i64, Option<i64>, Option<i64>)> {
     let mut statement = view
