@@ -403,6 +403,7 @@ fn real_work_cut_at_twenty_moments_of_a_rebase() {
     assert_eq!(commits.trim().parse::<usize>().unwrap(), TOPIC_COMMITS);
     // Twenty cuts that all showed the same would have tested nothing.
     assert!(seen.len() > 2, "{seen:?}");
+    sandbox.umount();
 }
 
 /// `npm install` of packages with deep trees, links and scripts' modes.
@@ -426,4 +427,5 @@ fn real_work_npm_install() {
     sandbox.sh(&sandbox.tree(), "rm -rf app/node_modules");
     sandbox.flush();
     assert_same(&sandbox.tree(), &sandbox.peer());
+    sandbox.umount();
 }

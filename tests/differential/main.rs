@@ -15,7 +15,6 @@ mod support;
 
 mod actor;
 mod caches;
-mod captured;
 mod differences;
 mod directories;
 mod files;

@@ -66,6 +66,7 @@ fn works(sandbox: &Sandbox) {
 
     // What is mounted there then is the disk.
     sandbox.try_umount().ok();
+    sandbox.assert_recorded();
     assert_same(&tree, &sandbox.peer());
     sandbox.sh(&tree.join("repo"), "git fsck --strict");
 }
@@ -125,5 +126,6 @@ fn lower_on_overlayfs() {
     sandbox.flush();
     assert_same(&sandbox.tree(), &sandbox.peer());
     sandbox.try_umount().ok();
+    sandbox.assert_recorded();
     works(&sandbox);
 }

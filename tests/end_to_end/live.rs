@@ -158,6 +158,7 @@ while True:
     std::io::BufRead::read_line(&mut lines, &mut said).unwrap();
     assert_eq!(said, "ready\nseen\n");
     assert!(watcher.wait().unwrap().success());
+    sandbox.umount();
 }
 
 /// "Own changes bounced back as if they were the other side's (echo)": once both sides
@@ -184,6 +185,7 @@ fn nothing_bounces_back() {
         after.1 - before.1
     );
     assert_same(&sandbox.tree(), &sandbox.peer());
+    sandbox.umount();
 }
 
 /// Edits of different files on both sides at the same time all arrive, and none is undone
@@ -213,6 +215,7 @@ fn both_sides_work_at_once() {
         }
     }
     assert!(sandbox.status().conflicts.is_empty());
+    sandbox.umount();
 }
 
 /// A mount, an unmount, changes on both sides of a plain directory, and a mount again:

@@ -92,7 +92,8 @@ fn read_below(dir: &Path, prefix: &[u8], tree: &mut Tree) -> Result<(), String> 
     Ok(())
 }
 
-fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+/// The extended attributes that are carried.
+pub fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut names = vec![0; 64 * 1024];
     let Ok(length) = rustix::fs::llistxattr(path, &mut names[..]) else {
         return BTreeMap::new();

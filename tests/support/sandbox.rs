@@ -223,12 +223,21 @@ impl Sandbox {
             .any(|(point, _)| *point == self.tree())
     }
 
-    /// Unmounts the tree, and fails unless that succeeds and takes everything down.
+    /// Unmounts the tree, and fails unless that succeeds, takes everything down, and the
+    /// journal has the tree as it is: the equation that every test of the filesystem ends
+    /// with.
     #[track_caller]
     pub fn umount(&self) -> Outcome {
         let outcome = self.try_umount().ok();
         self.assert_down();
+        self.assert_recorded();
         outcome
+    }
+
+    /// Fails unless the journal says of every name what the unmounted tree shows.
+    #[track_caller]
+    pub fn assert_recorded(&self) {
+        super::recorded::assert_recorded(&self.state(), &self.tree());
     }
 
     /// Unmounts the tree.

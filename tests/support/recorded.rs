@@ -2,11 +2,14 @@
 //! recorded is the tree that a look at the plain directory shows.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use mirrorfs_journal::{Kind, RelPath, View};
+
+use super::compare::xattrs;
 
 /// What is compared. Sizes and times of directories are lower's own affair.
 #[derive(Debug, PartialEq, Eq, Clone)]
@@ -24,7 +27,7 @@ struct Shown {
 
 /// Fails unless the only journal below `state` says what an unmounted tree shows.
 #[track_caller]
-pub fn assert_captured(state: &Path, tree: &Path) {
+pub fn assert_recorded(state: &Path, tree: &Path) {
     let (recorded, links) = recorded(&journal(state));
     let mut shown = BTreeMap::new();
     look(tree, &RelPath::ROOT, &mut shown);
@@ -92,8 +95,12 @@ fn recorded(journal: &View) -> (BTreeMap<RelPath, Shown>, Vec<Vec<RelPath>>) {
     (all, links)
 }
 
-fn look(tree: &Path, dir: &RelPath, all: &mut BTreeMap<RelPath, Shown>) {
-    for entry in std::fs::read_dir(tree.join(dir.as_os_path())).unwrap() {
+/// Looks at what a directory shows, which `at` leads to.
+fn look(at: &Path, dir: &RelPath, all: &mut BTreeMap<RelPath, Shown>) {
+    // By its descriptor: the paths of a tree may be longer than a system call takes.
+    let open = std::fs::File::open(at).unwrap();
+    let open_at = Path::new("/proc/self/fd").join(open.as_raw_fd().to_string());
+    for entry in std::fs::read_dir(&open_at).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name();
         if dir.is_root() && name == ".mirrorfs" {
@@ -103,7 +110,7 @@ fn look(tree: &Path, dir: &RelPath, all: &mut BTreeMap<RelPath, Shown>) {
         let found = entry.metadata().unwrap();
         let file_type = found.file_type();
         let kind = if file_type.is_dir() {
-            look(tree, &path, all);
+            look(&at, &path, all);
             Kind::Directory
         } else if file_type.is_symlink() {
             Kind::Symlink
@@ -111,7 +118,10 @@ fn look(tree: &Path, dir: &RelPath, all: &mut BTreeMap<RelPath, Shown>) {
             Kind::File
         } else {
             assert!(
-                file_type.is_fifo() || file_type.is_socket() || file_type.is_char_device(),
+                file_type.is_fifo()
+                    || file_type.is_socket()
+                    || file_type.is_char_device()
+                    || file_type.is_block_device(),
                 "{path}"
             );
             Kind::Special
@@ -141,10 +151,7 @@ fn look(tree: &Path, dir: &RelPath, all: &mut BTreeMap<RelPath, Shown>) {
                     .to_vec()
             }),
             xattrs: if matches!(kind, Kind::File | Kind::Directory) {
-                crate::view::xattrs(&at)
-                    .into_iter()
-                    .filter(|(name, _)| name.starts_with(b"user."))
-                    .collect()
+                xattrs(&at)
             } else {
                 BTreeMap::new()
             },
