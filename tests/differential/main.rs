@@ -17,6 +17,7 @@ mod actor;
 mod caches;
 mod differences;
 mod directories;
+mod durable;
 mod files;
 mod operation;
 mod pair;
