@@ -16,7 +16,7 @@ use super::failure::{Failure, OrFail};
 use super::peers::{Peers, Told};
 use super::report::{self, Specials};
 use super::site::Site;
-use super::status::{Mount, MountState, Status};
+use super::status::{Mount, MountState, Problem, Status};
 use crate::door::Door;
 use crate::replicator::{LocalTree, Resume};
 
@@ -90,20 +90,21 @@ impl Service {
         let recorded = tokio::time::timeout(
             patience,
             blocking(move || {
-                settle(&door);
+                let unsettled = settle(&site, &door);
                 let recorder = site.journal.recorder();
                 let n = recorder.last();
                 recorder
                     .durable()
                     .or_fail(|| "the journal cannot be made durable".into())?;
-                Ok(n)
+                Ok((n, unsettled))
             }),
         )
         .await;
-        let (seq, outcomes) = match recorded {
-            Ok(n) => {
-                let (n, left) = (n?, deadline.saturating_duration_since(Instant::now()));
-                (n, peers.flush(only, n, left).await)
+        let (seq, outcomes, unsettled) = match recorded {
+            Ok(recorded) => {
+                let (n, unsettled) = recorded?;
+                let left = deadline.saturating_duration_since(Instant::now());
+                (n, peers.flush(only, n, left).await, unsettled)
             }
             Err(_) => {
                 let all = peers.statuses();
@@ -111,12 +112,17 @@ impl Service {
                     .iter()
                     .filter(|told| only.is_none_or(|name| name == told.name()));
                 let late = late.map(|told| (told.name().to_owned(), Outcome::TimedOut));
-                (recorder.last(), late.collect())
+                (recorder.last(), late.collect(), Vec::new())
             }
         };
         let told = peers.statuses();
         let site = Arc::clone(&self.site);
-        blocking(move || outcome(&site, seq, &told, outcomes)).await
+        blocking(move || {
+            let mut flushed = outcome(&site, seq, &told, outcomes)?;
+            flushed.problems.extend(unsettled);
+            Ok(flushed)
+        })
+        .await
     }
 }
 
@@ -192,11 +198,19 @@ impl Serve for Service {
     }
 }
 
-/// Has stores through shared mappings reach the filesystem.
-fn settle(door: &Mutex<Door>) {
-    if let Err(error) = door.lock().settle_mappings(None) {
-        tracing::warn!(%error, "cannot have mapped files written back before a flush");
-    }
+/// Has stores through shared mappings reach the filesystem. Tells what of them may not
+/// have.
+fn settle(site: &Site, door: &Mutex<Door>) -> Vec<Problem> {
+    let failed = match door.lock().settle_mappings(&site.filesystem) {
+        Ok(settled) => settled.failed,
+        Err(error) => vec![(site.tree().display().to_string(), error.to_string())],
+    };
+    let told = failed.into_iter().map(|(path, error)| {
+        let error = format!("what a program stores through a mapping cannot be had: {error}");
+        tracing::warn!(path, "{error}");
+        Problem { path, error }
+    });
+    told.collect()
 }
 
 fn assemble(site: &Site, specials: &mut Specials, told: &[Told]) -> Result<Status, Failure> {

@@ -17,7 +17,7 @@ use super::mounts::Mounts;
 use super::state::{MirrorDir, MirrorIdText, Mode, Record, StateDir};
 use super::{locate, place};
 use crate::door::Door;
-use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport};
+use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport, raise_descriptor_limit};
 use crate::replica::{Identity, Owner, Reserved, Staging};
 use crate::replicator::LocalTree;
 use crate::transport::PeerUrl;
@@ -128,6 +128,7 @@ impl Site {
         if let Some(reason) = &start.reason {
             say.announce(Announcement::Warning(reason.clone()));
         }
+        raise_descriptor_limit();
         let filesystem = Filesystem::new(lower, journal.recorder(), FsOptions::default())
             .or_fail(|| format!("cannot serve {name}"))?;
         let recovery = filesystem

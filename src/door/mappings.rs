@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::process::{describe, open_beneath};
 use super::protocol::Settled;
-use crate::tree::RelPath;
+use crate::tree::{RelPath, reach};
 
 /// A shared mapping of a file in the mount.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,30 +26,40 @@ pub(super) fn settle(
     root: BorrowedFd<'_>,
     dir: &Path,
     device: u64,
+    everybody: bool,
     paths: Option<&[RelPath]>,
 ) -> Settled {
     let mut settled = Settled::default();
     match paths {
         Some(paths) => {
             for path in paths {
-                let opened =
-                    open_beneath(root, path.as_os_path(), OFlags::RDONLY | OFlags::NONBLOCK);
-                match opened {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+                match reach::open_beneath(root, path, flags) {
                     Ok(file) => {
                         drop(file);
                         settled.files += 1;
                     }
-                    Err(Errno::NOENT) => {}
+                    // Removed meanwhile, or moved: then it is nobody's to carry, or known
+                    // by its new path the next time.
+                    Err(Errno::NOENT | Errno::NOTDIR) => {}
+                    // Most of these were never mapped: its mode keeps everybody out.
+                    Err(Errno::ACCESS) => {}
                     Err(error) => settled.failed.push((path.to_string(), describe(error))),
                 }
             }
         }
-        None => settle_all(root, dir, device, &mut settled),
+        None => settle_all(root, dir, device, everybody, &mut settled),
     }
     settled
 }
 
-fn settle_all(root: BorrowedFd<'_>, dir: &Path, device: u64, settled: &mut Settled) {
+fn settle_all(
+    root: BorrowedFd<'_>,
+    dir: &Path,
+    device: u64,
+    everybody: bool,
+    settled: &mut Settled,
+) {
     // One mapping of each file is enough.
     let mut files: BTreeMap<u64, (String, Mapping)> = BTreeMap::new();
     let Ok(processes) = std::fs::read_dir("/proc") else {
@@ -76,7 +86,8 @@ fn settle_all(root: BorrowedFd<'_>, dir: &Path, device: u64, settled: &mut Settl
             // It ended meanwhile, and so did its mappings.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            Err(_) => settled.unseen += 1,
+            Err(_) if may_be_inside(&process.path(), everybody) => settled.unseen += 1,
+            Err(_) => {}
         }
     }
     for (pid, mapping) in files.into_values() {
@@ -87,6 +98,20 @@ fn settle_all(root: BorrowedFd<'_>, dir: &Path, device: u64, settled: &mut Settl
                 .push((mapping.path.display().to_string(), describe(error))),
         }
     }
+}
+
+/// Whether a process whose mappings cannot be seen may have any in the mount. One that an
+/// ordinary user made lets in who has his ids only, in every respect.
+fn may_be_inside(process: &Path, everybody: bool) -> bool {
+    let Ok(status) = std::fs::read_to_string(process.join("status")) else {
+        return everybody;
+    };
+    let own = rustix::process::getuid().as_raw();
+    let is_own = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .is_some_and(|ids| ids.split_ascii_whitespace().any(|id| id.parse() == Ok(own)));
+    everybody || is_own
 }
 
 /// A line of `maps`: range, permissions, offset, device, inode, path. Shared mappings

@@ -193,12 +193,26 @@ impl Door {
     }
 
     /// Has what programs stored through shared mappings written back, so that it is
-    /// in lower and in the journal: of these files, or of every file that any
-    /// process has mapped.
-    pub fn settle_mappings(&mut self, paths: Option<Vec<RelPath>>) -> Result<Settled, DoorError> {
+    /// in lower and in the journal: of every file that any process has mapped. Where a
+    /// process cannot be looked at, of every file that the kernel has pages of.
+    pub fn settle_mappings(&mut self, filesystem: &Filesystem) -> Result<Settled, DoorError> {
+        let mut settled = self.settle(None)?;
+        if settled.unseen == 0 {
+            return Ok(settled);
+        }
+        for paths in filesystem.paged_files().chunks(BATCH) {
+            let more = self.settle(Some(paths.to_vec()))?;
+            settled.files += more.files;
+            settled.failed.extend(more.failed);
+        }
+        Ok(settled)
+    }
+
+    fn settle(&mut self, paths: Option<Vec<RelPath>>) -> Result<Settled, DoorError> {
         let request = Request::Settle {
             dir: self.dir.as_os_str().as_bytes().to_vec(),
             device: self.device,
+            everybody: rustix::process::geteuid().is_root(),
             paths,
         };
         match self.ask(None, &request)? {

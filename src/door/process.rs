@@ -59,11 +59,17 @@ fn answer(request: &Request) -> Reply {
             ),
             Err(reason) => Reply::Refused(reason),
         },
-        Request::Settle { dir, device, paths } => match enter(dir, *device) {
+        Request::Settle {
+            dir,
+            device,
+            everybody,
+            paths,
+        } => match enter(dir, *device) {
             Ok(root) => Reply::Settled(mappings::settle(
                 root.as_fd(),
                 Path::new(OsStr::from_bytes(dir)),
                 *device,
+                *everybody,
                 paths.as_deref(),
             )),
             Err(reason) => Reply::Refused(reason),

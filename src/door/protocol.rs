@@ -26,6 +26,8 @@ pub(super) enum Request {
     Settle {
         dir: Vec<u8>,
         device: u64,
+        /// Whether the mount lets other users in than the door's.
+        everybody: bool,
         paths: Option<Vec<RelPath>>,
     },
 }
@@ -53,7 +55,7 @@ pub struct Settled {
     pub files: u64,
     /// Files that could not be, with the reason.
     pub failed: Vec<(String, String)>,
-    /// Processes whose mappings could not be looked at.
+    /// Processes that may have mappings, and could not be looked at.
     pub unseen: u64,
 }
 

@@ -1,13 +1,39 @@
 //! A bounded cache of open descriptors. There is none per node: a tree has more
 //! nodes than a process may have descriptors.
+//!
+//! Not in the cache, and so not bounded by it, are those of removed files that somebody
+//! still has open, one each.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
 
+use super::{Filesystem, Result};
 use crate::tree::Ino;
+
+/// Lets this process have as many descriptors as it may.
+pub fn raise_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// A part of the descriptors that this process may have, and no more than `most`.
+pub(super) fn share(part: u64, most: usize) -> usize {
+    let limit = rustix::process::getrlimit(Resource::Nofile).maximum;
+    limit
+        .map_or(most, |limit| usize::try_from(limit / part).unwrap_or(most))
+        .clamp(1, most.max(1))
+}
 
 /// What a descriptor can be used for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -77,6 +103,20 @@ impl Descriptors {
         descriptor
     }
 
+    /// Closes the less recently used half.
+    fn halve(&self) {
+        let mut dropped = Vec::new();
+        let mut held = self.held.lock();
+        for _ in 0..held.by_key.len().div_ceil(2) {
+            let Some((_, key)) = held.by_age.pop_first() else {
+                break;
+            };
+            dropped.extend(held.by_key.remove(&key).map(|(descriptor, _)| descriptor));
+        }
+        drop(held);
+        drop(dropped);
+    }
+
     pub(super) fn remove(&self, ino: Ino) {
         let mut dropped = Vec::new();
         let mut held = self.held.lock();
@@ -88,6 +128,20 @@ impl Descriptors {
         }
         drop(held);
         drop(dropped);
+    }
+}
+
+impl Filesystem {
+    /// Opens something; if there are no descriptors left, once more after the cache has
+    /// given up half of its own.
+    pub(super) fn with_room<T>(&self, open: impl Fn() -> Result<T>) -> Result<T> {
+        match open() {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                self.descriptors.halve();
+                open()
+            }
+            opened => opened,
+        }
     }
 }
 

@@ -39,6 +39,7 @@ use rustix::io::Errno;
 pub use attributes::Attributes;
 pub use caller::Caller;
 pub use cut::{Cut, CutFile};
+pub use descriptors::raise_limit as raise_descriptor_limit;
 pub use door::{DoorOp, DoorResult, Expect, GREETED, StagedName, Ticket};
 pub use lower::{Lower, LowerError};
 pub use ops_list::{Listed, ListedPlus};
@@ -97,9 +98,9 @@ pub struct FsOptions {
 impl Default for FsOptions {
     fn default() -> Self {
         Self {
-            descriptors: 2048,
+            descriptors: descriptors::share(3, 2048),
             spool_limit: 256 << 20,
-            kept_limit: 512,
+            kept_limit: descriptors::share(12, 512),
         }
     }
 }
@@ -185,6 +186,12 @@ impl Filesystem {
     /// How many nodes are known at present.
     pub fn known_nodes(&self) -> usize {
         self.table.len()
+    }
+
+    /// The regular files that a program may have stored to through a mapping, by one path
+    /// each: those that the kernel knows and has read or written.
+    pub fn paged_files(&self) -> Vec<RelPath> {
+        self.table.files()
     }
 
     /// Sets what is called for a node whose attributes changed as a side effect that

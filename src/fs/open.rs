@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use mirrorfs_journal::{Change, Origin};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -49,12 +50,9 @@ impl Filesystem {
             }
         };
         while let Some((ino, name)) = down.pop() {
-            let opened = open_beneath(
-                held.as_fd(),
-                &name,
-                OFlags::PATH | OFlags::DIRECTORY,
-                Mode::empty(),
-            )?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let opened =
+                self.with_room(|| open_beneath(held.as_fd(), &name, flags, Mode::empty()))?;
             self.same(stat_open(opened.as_fd())?, ino)?;
             held = self.descriptors.put(ino, Use::Path, opened);
         }
@@ -76,14 +74,16 @@ impl Filesystem {
             Place::Kept(kept) => Ok(kept),
             Place::Named(parent, name) => {
                 let directory = self.directory(parent)?;
-                let opened = open_beneath(directory.as_fd(), &name, OFlags::PATH, Mode::empty())?;
+                let opened = self.with_room(|| {
+                    open_beneath(directory.as_fd(), &name, OFlags::PATH, Mode::empty())
+                })?;
                 self.same(stat_open(opened.as_fd())?, node.ino)?;
                 Ok(self.descriptors.put(node.ino, Use::Path, opened))
             }
         }
     }
 
-    /// A regular file's content.
+    /// A regular file's content. To be called with the node's lock held.
     pub(super) fn file(&self, node: &Node, usage: Use) -> Result<Arc<OwnedFd>> {
         match node.file_type {
             FileType::RegularFile => {}
@@ -120,11 +120,11 @@ impl Filesystem {
         // NONBLOCK: should somebody have put a FIFO in its place, nobody waits for it.
         let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
         let opened = match self.table.place(node.ino).ok_or(Errno::STALE)? {
-            Place::Kept(kept) => reopen(kept.as_fd(), flags)?,
+            Place::Kept(kept) => self.with_room(|| reopen(kept.as_fd(), flags))?,
             Place::Root => return Err(Errno::ISDIR),
             Place::Named(parent, name) => {
                 let directory = self.directory(parent)?;
-                open_beneath(directory.as_fd(), &name, flags, Mode::empty())?
+                self.with_room(|| open_beneath(directory.as_fd(), &name, flags, Mode::empty()))?
             }
         };
         self.same(stat_open(opened.as_fd())?, node.ino)?;
@@ -141,8 +141,15 @@ impl Filesystem {
         }
         let path = proc_path(handle.as_fd());
         rustix::fs::chmod(&path, Mode::from_raw_mode(before.mode | 0o600))?;
-        let opened = reopen(handle.as_fd(), flags);
+        let opened = self.with_room(|| reopen(handle.as_fd(), flags));
         rustix::fs::chmod(&path, Mode::from_raw_mode(before.mode))?;
+        // That moved the time of the last change, which is all that is left of it.
+        let after = stat_open(handle.as_fd())?;
+        self.record_node(Origin::Local, node, || Change::Attr {
+            ino: node.ino,
+            attr: after.recorded(),
+        })?;
+        self.make_stale(node.ino);
         opened
     }
 

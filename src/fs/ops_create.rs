@@ -31,12 +31,10 @@ impl Filesystem {
         let directory = self.directory(parent)?;
         let of_directory = stat_open(directory.as_fd())?;
         set_umask(umask)?;
-        let opened = open_beneath(
-            directory.as_fd(),
-            name,
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
-            Mode::from_raw_mode(mode & 0o7777),
-        );
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let mode_of_file = Mode::from_raw_mode(mode & 0o7777);
+        // A descriptor is found before a file is made.
+        let opened = self.with_room(|| open_beneath(directory.as_fd(), name, flags, mode_of_file));
         let opened = match opened {
             Err(Errno::EXIST) if !exclusive => {
                 let found = self.stat_child(parent, name)?;

@@ -22,6 +22,7 @@ impl Filesystem {
         let file = {
             let _namespace = self.namespace.read();
             let node = self.node(ino)?;
+            node.note_paged();
             match self.descriptors.get(ino, Use::Write) {
                 Some(held) => held,
                 None => {
@@ -45,6 +46,7 @@ impl Filesystem {
         self.writable()?;
         let _namespace = self.namespace.read();
         let node = self.node(ino)?;
+        node.note_paged();
         let _content = node.content.lock();
         let file = self.file(&node, Use::Write)?;
         let len = content.len() as u64;
@@ -81,7 +83,7 @@ impl Filesystem {
         stat_open(file.as_fd())
     }
 
-    fn make_stale(&self, ino: Ino) {
+    pub(super) fn make_stale(&self, ino: Ino) {
         if let Some(hook) = &*self.stale.read() {
             hook(ino);
         }

@@ -208,12 +208,9 @@ impl Filesystem {
             return Ok(held);
         }
         let directory = self.directory(ino)?;
-        let opened = open_beneath(
-            directory.as_fd(),
-            b".",
-            OFlags::RDONLY | OFlags::DIRECTORY,
-            Mode::empty(),
-        )?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let opened =
+            self.with_room(|| open_beneath(directory.as_fd(), b".", flags, Mode::empty()))?;
         prime(&opened)?;
         Ok(self.descriptors.put(ino, Use::Read, opened))
     }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use mirrorfs_journal::{Change, Origin};
-use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
@@ -125,12 +125,8 @@ impl Filesystem {
             }
         }
         let directory = self.directory(parent)?;
-        let opened = open_beneath(
-            directory.as_fd(),
-            name,
-            OFlags::PATH,
-            rustix::fs::Mode::empty(),
-        )?;
+        let opened =
+            self.with_room(|| open_beneath(directory.as_fd(), name, OFlags::PATH, Mode::empty()))?;
         Ok(Some(Arc::new(opened)))
     }
 

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::FileType;
@@ -21,6 +22,8 @@ pub(super) struct Node {
     pub(super) file_type: FileType,
     /// Held while the content changes, and while a cut reads it as it was.
     pub(super) content: Mutex<()>,
+    /// The kernel has, or had, pages of its content.
+    paged: AtomicBool,
     /// Taken with the table's lock held, so nobody ever waits for it.
     links: Mutex<Links>,
 }
@@ -81,8 +84,15 @@ impl Node {
             ino,
             file_type,
             content: Mutex::new(()),
+            paged: AtomicBool::new(false),
             links: Mutex::new(links),
         })
+    }
+
+    /// Notes that the kernel has pages of its content: nothing can be stored through a
+    /// mapping before some were read or written.
+    pub(super) fn note_paged(&self) {
+        self.paged.store(true, Ordering::Relaxed);
     }
 }
 
@@ -349,10 +359,26 @@ impl Table {
         }
     }
 
-    /// A directory's path; none if it has no name any more.
+    /// A directory's path, or one of a file's; none if it has no name any more.
     pub(super) fn path(&self, ino: Ino) -> Option<RelPath> {
         let nodes = self.nodes.lock();
-        directory_path(&nodes, self.root, ino)
+        one_path(&nodes, self.root, ino)
+    }
+
+    /// A path of each regular file that a program may have mapped.
+    pub(super) fn files(&self) -> Vec<RelPath> {
+        let known: Vec<Ino> = {
+            let nodes = self.nodes.lock();
+            let files = nodes
+                .values()
+                .filter(|node| node.file_type == FileType::RegularFile);
+            files
+                .filter(|node| node.paged.load(Ordering::Relaxed))
+                .map(|node| node.ino)
+                .collect()
+        };
+        // One at a time: requests need the table meanwhile.
+        known.iter().filter_map(|ino| self.path(*ino)).collect()
     }
 
     /// All known paths of a node.
@@ -373,14 +399,12 @@ impl Table {
         };
         names
             .iter()
-            .filter_map(|(parent, name)| {
-                directory_path(&nodes, self.root, *parent)?.join(name).ok()
-            })
+            .filter_map(|(parent, name)| one_path(&nodes, self.root, *parent)?.join(name).ok())
             .collect()
     }
 }
 
-fn directory_path(nodes: &Nodes, root: Ino, ino: Ino) -> Option<RelPath> {
+fn one_path(nodes: &Nodes, root: Ino, ino: Ino) -> Option<RelPath> {
     let mut names = Vec::new();
     let mut current = ino;
     while current != root {

@@ -13,7 +13,6 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
-use rustix::process::{Resource, Rlimit};
 
 use super::adaptor::Adaptor;
 use super::convert::Ids;
@@ -147,7 +146,6 @@ pub fn mount(
         return Err(elsewhere());
     }
     let dir = lower.dir().to_path_buf();
-    raise_descriptor_limit();
     let fuse = if options.privileged {
         mount_privileged(&filesystem, &options)?
     } else {
@@ -372,17 +370,5 @@ pub(super) fn detach(dir: &Path, privileged: bool) -> io::Result<()> {
         )?)
     } else {
         fusermount::unmount(dir, true)
-    }
-}
-
-/// Unlinked files keep a descriptor each until the kernel forgets them.
-fn raise_descriptor_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }

@@ -27,6 +27,7 @@ mod peer_disk;
 mod peers;
 mod refusals;
 mod repositories;
+mod scale;
 mod settle;
 mod trash;
 mod without_mount;
