@@ -1,10 +1,16 @@
 //! Much of everything: more files than descriptors, and more than fit into a glance.
 
 use std::ffi::OsStr;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
+use crate::support::disk::Disk;
 use crate::support::program::run;
-use crate::support::{Role, Sandbox, assert_same};
+use crate::support::{PROMPT, Role, Sandbox, assert_same, eventually};
+
+/// A peer that cannot be reached.
+const NOBODY: &str = "ssh://127.0.0.1:1/nowhere";
 
 /// Mounts with so many descriptors for the daemon and whatever it starts.
 #[track_caller]
@@ -80,4 +86,92 @@ fn more_files_than_descriptors() {
 #[test]
 fn more_files_than_descriptors_of_an_ordinary_user() {
     works_with_few_descriptors(&Sandbox::of_ordinary_user());
+}
+
+/// A filesystem that takes no writes: whoever makes one waits. Until it is dropped.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(point: &Path) -> Self {
+        run(Command::new("fsfreeze").arg("-f").arg(point), PROMPT).ok();
+        Self(point.to_owned())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        Command::new("fsfreeze")
+            .arg("-u")
+            .arg(&self.0)
+            .status()
+            .ok();
+    }
+}
+
+/// Memory of the daemon in bytes.
+fn memory(sandbox: &Sandbox) -> u64 {
+    let daemon = sandbox.processes_of(Role::Daemon)[0].pid;
+    let status = std::fs::read_to_string(format!("/proc/{daemon}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = line.unwrap().trim().strip_suffix(" kB").unwrap();
+    kilobytes.parse::<u64>().unwrap() << 10
+}
+
+/// "A journal that cannot keep up slows writers down instead of growing without bound": the
+/// disk under the journal stands still. The writer waits with what the queue holds, and
+/// goes on where it was when the disk does. Nothing is lost on the way.
+#[test]
+fn a_journal_that_cannot_keep_up_slows_writers_down() {
+    const QUEUE: u64 = 65_536;
+    const WRITES: u64 = 90_000;
+    let sandbox = Sandbox::new();
+    let disk = Disk::new(&sandbox.root().join("image"), &sandbox.state(), 64);
+    sandbox.mount_with(NOBODY);
+    let before = memory(&sandbox);
+    let frozen = Frozen::new(&sandbox.state());
+    let script = format!(
+        "import os
+fd = os.open('written', os.O_CREAT | os.O_WRONLY); told = os.open('../outside/progress', os.O_CREAT | os.O_WRONLY)
+for n in range({WRITES}):
+    os.pwrite(fd, b'x', n)
+    if n % 64 == 0: os.pwrite(told, b'%010d' % n, 0)
+os.pwrite(told, b'%010d' % {WRITES}, 0)"
+    );
+    let mut writer = sandbox
+        .command("python3")
+        .args(["-c", &script])
+        .current_dir(sandbox.tree())
+        .spawn()
+        .unwrap();
+    let progress = || -> u64 {
+        let told = std::fs::read_to_string(sandbox.outside().join("progress"));
+        told.ok().and_then(|told| told.parse().ok()).unwrap_or(0)
+    };
+    let mut last = (0, Instant::now());
+    let stopped = eventually("the writer waits", PROMPT * 2, || {
+        let now = progress();
+        if now != last.0 || now == 0 {
+            last = (now, Instant::now());
+        }
+        if last.1.elapsed() > Duration::from_secs(2) && now + 1000 > QUEUE {
+            Ok(now)
+        } else {
+            Err(format!("{now} writes"))
+        }
+    });
+    // Beside the queue there is what the journal's writer has in hand, a group of 8,192.
+    assert!(stopped < QUEUE + 8_192 + 1_000, "{stopped} writes went on");
+    assert!(writer.try_wait().unwrap().is_none());
+    let grown = memory(&sandbox).saturating_sub(before);
+    eprintln!("waits after {stopped} writes, {} KiB more", grown >> 10);
+    assert!(grown < 48 << 20, "{grown} bytes for a queue that is full");
+    drop(frozen);
+    assert!(writer.wait().unwrap().success());
+    assert_eq!(progress(), WRITES);
+    sandbox.try_umount().expect_code(4);
+    sandbox.assert_down();
+    sandbox.assert_recorded();
+    drop(disk);
 }
