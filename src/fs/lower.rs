@@ -15,6 +15,8 @@ use crate::tree::{Ino, RESERVED};
 
 /// What `fstatfs` calls a FUSE filesystem.
 const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
+/// What `fstatfs` calls an overlay.
+const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
 
 /// Why a directory cannot be mirrored.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,16 @@ pub enum LowerError {
         .dir.display()
     )]
     Fuse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// It lies on an overlay that gives files and directories the numbers of several
+    /// filesystems: two nodes may have the same number there.
+    #[error(
+        "{} lies on an overlay whose layers are on different filesystems, so that inode numbers are not unique; mount the overlay with the option xino=on",
+        .dir.display()
+    )]
+    Overlay {
         /// The directory.
         dir: PathBuf,
     },
@@ -85,6 +97,13 @@ impl Lower {
             });
         }
         let stat = rustix::fs::fstat(&root).map_err(failed_errno)?;
+        if statfs.f_type as u64 == OVERLAYFS_SUPER_MAGIC
+            && device_of_files(root.as_fd()).is_some_and(|device| device != stat.st_dev)
+        {
+            return Err(LowerError::Overlay {
+                dir: dir.to_path_buf(),
+            });
+        }
         // The kernel's own name for the descriptor: absolute and without symlinks.
         let dir = std::fs::read_link(proc_path(root.as_fd())).map_err(failed)?;
         Ok(Self {
@@ -130,6 +149,14 @@ impl Lower {
             Mode::empty(),
         )
     }
+}
+
+/// The device that a new file in a directory shows, if that can be seen without leaving a
+/// trace.
+fn device_of_files(directory: BorrowedFd<'_>) -> Option<u64> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, ".", flags, Mode::from_raw_mode(0o600)).ok()?;
+    Some(rustix::fs::fstat(&file).ok()?.st_dev)
 }
 
 /// Opens one name in a directory: never through a symlink, never out of the

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use crate::support::disk::Disk;
-use crate::support::{Sandbox, assert_same};
+use crate::support::{PROMPT, Sandbox, assert_same, eventually};
 
 /// A project, as far as filesystems differ over one.
 const PROJECT: &str = "
@@ -128,4 +128,98 @@ fn lower_on_overlayfs() {
     sandbox.try_umount().ok();
     sandbox.assert_recorded();
     works(&sandbox);
+}
+
+/// As on a system that was started from an image: the layers are on different filesystems,
+/// and files have other device numbers than directories, and the same inode numbers. With
+/// `xino=on` they are one filesystem to whoever looks.
+#[test]
+fn lower_on_overlayfs_of_different_filesystems() {
+    let sandbox = Sandbox::new();
+    let (image, layers) = (sandbox.root().join("image"), sandbox.root().join("layers"));
+    let _disk = Disk::mounted(&["-t", "tmpfs", "none"], &layers);
+    sandbox.sh(&layers, "mkdir upper work");
+    sandbox.sh(
+        sandbox.root(),
+        "mkdir -p image/lib; echo old >image/lib/file",
+    );
+    let options = format!(
+        "lowerdir={},upperdir={}/upper,workdir={}/work",
+        image.display(),
+        layers.display(),
+        layers.display()
+    );
+    let mixed = format!("xino=off,{options}");
+    let overlay = Disk::mounted(&["-t", "overlay", "-o", &mixed, "none"], &sandbox.tree());
+    sandbox
+        .try_mount(sandbox.peer())
+        .expect_code(1)
+        .expect_said(&["overlay", "xino=on"]);
+    assert_eq!(
+        fs::read_dir(sandbox.tree()).unwrap().count(),
+        1,
+        "untouched"
+    );
+    drop(overlay);
+    let one = format!("xino=on,{options}");
+    let _overlay = Disk::mounted(&["-t", "overlay", "-o", &one, "none"], &sandbox.tree());
+    works(&sandbox);
+    assert_eq!(
+        fs::read_to_string(sandbox.peer().join("lib/file")).unwrap(),
+        "old\n"
+    );
+}
+
+/// "Mounts inside the tree are refused": one that is there before.
+#[test]
+fn a_filesystem_inside_the_tree_is_refused() {
+    let sandbox = Sandbox::new();
+    let inside = sandbox.tree().join("a/mounted");
+    let _disk = Disk::mounted(&["-t", "tmpfs", "none"], &inside);
+    let path = inside.display().to_string();
+    sandbox
+        .try_mount(sandbox.peer())
+        .expect_code(1)
+        .expect_said(&["is mounted inside", &path]);
+    assert!(!sandbox.tree().join(".mirrorfs").exists());
+    sandbox.assert_down();
+}
+
+/// One that comes later lies on the mount, and is none of its business: nobody works
+/// through it, and what the peer changes below it is said not to be done.
+#[test]
+fn a_filesystem_mounted_inside_later_is_not_touched() {
+    let sandbox = Sandbox::new();
+    sandbox.sh(
+        &sandbox.tree(),
+        "mkdir a; echo below >a/file; echo x >other",
+    );
+    sandbox.mount();
+    sandbox.flush();
+    let inside = sandbox.tree().join("a");
+    let disk = Disk::mounted(&["-t", "tmpfs", "none"], &inside);
+    sandbox.sh(&inside, "echo covering >file; echo covering >more");
+    sandbox.sh(&sandbox.peer(), "echo theirs >a/new; echo theirs >other");
+    eventually("the rest arrives", PROMPT, || {
+        match fs::read_to_string(sandbox.tree().join("other")) {
+            Ok(text) if text == "theirs\n" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    sandbox.sh(&sandbox.tree(), "echo mine >third");
+    assert_eq!(sandbox.sh(&inside, "ls"), "file\nmore\n");
+    let status = sandbox.status_becomes("the cover is reported", |status| {
+        status
+            .problems
+            .iter()
+            .any(|problem| problem.path == "a/new")
+    });
+    eprintln!("{:?}", status.problems);
+    assert!(!sandbox.peer().join("a/more").exists());
+    drop(disk);
+    // Uncovered, everything goes on.
+    sandbox.flush();
+    assert_same(&sandbox.tree(), &sandbox.peer());
+    assert_eq!(sandbox.sh(&inside, "cat file new"), "below\ntheirs\n");
+    sandbox.umount();
 }

@@ -161,6 +161,78 @@ while True:
     sandbox.umount();
 }
 
+/// A watcher of the directory and of the file itself is told when the peer's change is
+/// there, not later; what was open stays the old file, as with a local rename.
+#[test]
+fn a_watcher_of_a_file_is_told_when_the_peer_replaces_it() {
+    let sandbox = Sandbox::new();
+    sandbox.sh(&sandbox.tree(), "echo old >watched; echo old >removed");
+    sandbox.mount();
+    sandbox.flush();
+    let script = r"
+import ctypes, os, select, struct, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+ATTRIB, MOVED_TO, DELETE, DELETE_SELF = 0x4, 0x80, 0x200, 0x400
+watch = libc.inotify_init()
+names = {libc.inotify_add_watch(watch, name, mask): name.decode() for name, mask in (
+    (b'.', MOVED_TO | DELETE), (b'watched', ATTRIB | DELETE_SELF), (b'removed', ATTRIB | DELETE_SELF))}
+assert len(names) == 3 and -1 not in names
+held = {name: open(name) for name in ('watched', 'removed')}
+seen = {}
+def look():
+    # When a program without a watch sees it.
+    while open('watched').read() != 'new\n': pass
+    seen['watched'] = time.monotonic()
+    while os.path.exists('removed'): pass
+    seen['removed'] = time.monotonic()
+looker = threading.Thread(target=look, daemon=True); looker.start()
+print('ready', flush=True)
+told, deadline = {}, time.monotonic() + 60
+def wait_for(*wanted):
+    while not all(one in told for one in wanted):
+        assert select.select([watch], [], [], max(0, deadline - time.monotonic()))[0], told
+        events = os.read(watch, 65536)
+        while events:
+            wd, mask, cookie, length = struct.unpack_from('iIII', events)
+            name = events[16:16 + length].rstrip(b'\0').decode()
+            for bit in (ATTRIB, MOVED_TO, DELETE, DELETE_SELF):
+                if mask & bit: told.setdefault((names[wd], bit, name), time.monotonic())
+            events = events[16 + length:]
+wait_for(('.', MOVED_TO, 'watched'), ('watched', ATTRIB, ''), ('.', DELETE, 'removed'), ('removed', ATTRIB, ''))
+looker.join(60)
+for name, event in (('watched', ('.', MOVED_TO, 'watched')), ('removed', ('.', DELETE, 'removed'))):
+    late = told[event] - seen[name]
+    print(name, 'told', round(late * 1000, 1), 'ms after it was there', file=sys.stderr)
+    assert late < 2, late
+for name, file in held.items():
+    assert file.read() == 'old\n' and os.fstat(file.fileno()).st_nlink == 0, name
+assert ('watched', DELETE_SELF, '') not in told
+for file in held.values(): file.close()
+# The file itself ends with its last user.
+wait_for(('watched', DELETE_SELF, ''), ('removed', DELETE_SELF, ''))
+print('seen')
+";
+    let mut watcher = sandbox
+        .command("python3")
+        .args(["-c", script])
+        .current_dir(sandbox.tree())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut lines = std::io::BufReader::new(watcher.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut lines, &mut said).unwrap();
+    assert_eq!(said, "ready\n");
+    sandbox.sh(
+        &sandbox.peer(),
+        "echo new >../outside/t; mv ../outside/t watched; rm removed",
+    );
+    std::io::BufRead::read_line(&mut lines, &mut said).unwrap();
+    assert_eq!(said, "ready\nseen\n");
+    assert!(watcher.wait().unwrap().success());
+    sandbox.umount();
+}
+
 /// "Own changes bounced back as if they were the other side's (echo)": once both sides
 /// are the same, nothing but pings crosses the link, and no number moves.
 #[test]
