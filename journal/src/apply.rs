@@ -142,7 +142,7 @@ impl Apply<'_> {
         }
         let node = self.insert_node(ino, attr, target)?;
         self.set_entry(place, node)?;
-        self.log(code, node, None, Some(place.name))
+        self.log(code, node, None, Some(place))
     }
 
     fn link(&self, code: i64, place: (Ino, &[u8]), ino: Ino) -> Result<(), Error> {
@@ -169,13 +169,13 @@ impl Apply<'_> {
             None => {}
         }
         self.set_entry(place, node)?;
-        self.log(code, node, None, Some(place.name))
+        self.log(code, node, None, Some(place))
     }
 
     fn unlink(&self, code: i64, place: (Ino, &[u8]), ino: Ino, last: bool) -> Result<(), Error> {
-        let name = place.1;
         let known = self.node_of(ino)?.filter(|node| *node != ROOT);
-        let there = match self.place(place)? {
+        let place = self.place(place)?;
+        let there = match place {
             Some(place) => {
                 let there = self.entry(place)?;
                 if there.is_some() {
@@ -187,7 +187,7 @@ impl Apply<'_> {
         };
         match (there, known) {
             (Some(there), known) => {
-                self.log(code, there, None, Some(name))?;
+                self.log(code, there, None, place)?;
                 if known.is_some_and(|known| known != there) {
                     self.misfit("a name that was removed named another node")?;
                 }
@@ -203,7 +203,7 @@ impl Apply<'_> {
             (None, Some(known)) => {
                 self.misfit("a name was removed that was not recorded")?;
                 if last {
-                    self.log(code, known, None, Some(name))?;
+                    self.log(code, known, None, place)?;
                     self.remove_node(known)?;
                 }
                 Ok(())
@@ -236,7 +236,7 @@ impl Apply<'_> {
         if self.is_inside(to.parent, node)? {
             return self.misfit("a directory moved into itself");
         }
-        self.log(code, node, None, Some(to.name))?;
+        self.log(code, node, None, Some(to))?;
         if let Some(from) = from
             && there.is_some()
         {
@@ -333,8 +333,8 @@ impl Apply<'_> {
         if self.is_inside(second.parent, one)? || self.is_inside(first.parent, two)? {
             return self.misfit("a directory changed places with something inside it");
         }
-        self.log(code, one, None, Some(second.name))?;
-        self.log(code, two, None, Some(first.name))?;
+        self.log(code, one, None, Some(second))?;
+        self.log(code, two, None, Some(first))?;
         self.release_artefact(one)?;
         self.release_artefact(two)?;
         self.set_entry(first, two)?;
@@ -346,7 +346,7 @@ impl Apply<'_> {
         if self.is_inside(to.parent, node)? {
             return Ok(());
         }
-        self.log(code, node, None, Some(to.name))?;
+        self.log(code, node, None, Some(to))?;
         if self.entry(from)? == Some(node) {
             self.delete_entry(from)?;
         }

@@ -92,6 +92,14 @@ pub(crate) fn kind(code: i64) -> Result<Kind, Error> {
     }
 }
 
+/// The moment that so many milliseconds since 1970 are.
+pub(crate) fn from_millis(millis: i64) -> Timestamp {
+    Timestamp {
+        secs: millis.div_euclid(1000),
+        nanos: u32::try_from(millis.rem_euclid(1000)).unwrap_or(0) * 1_000_000,
+    }
+}
+
 /// Milliseconds since 1970.
 pub(crate) fn millis(time: Timestamp) -> i64 {
     time.secs

@@ -38,4 +38,4 @@ pub use recorder::{Barrier, Mark, Recorder};
 pub use snapshot::Snapshot;
 pub use start::Start;
 pub use update::Update;
-pub use view::{Base, BaseChange, Conflict, Node, Peer, Proposal, View};
+pub use view::{Base, BaseChange, Conflict, Event, EventKind, Node, Peer, Proposal, View, What};

@@ -11,7 +11,7 @@ const SQLITE_MIN: i32 = 3_051_003;
 
 /// Statements that bring a database from schema `index` to `index + 1`. Only ever
 /// appended to.
-const MIGRATIONS: &[&str] = &[FIRST, GIT];
+const MIGRATIONS: &[&str] = &[FIRST, GIT, LOG];
 
 /// Times are seconds since 1970 with nanoseconds beside them, except `at`
 /// (milliseconds). Paths and names are bytes. Unsigned numbers are stored with the
@@ -159,6 +159,22 @@ CREATE TABLE meaning (
 
 -- Of a conflict about a Git directory: which version of it the peer has.
 ALTER TABLE conflict ADD COLUMN unit BLOB;
+";
+
+/// What `mirrorfs log` tells beside the changes, and where names were.
+const LOG: &str = "
+-- The directory of the name; NULL in what an older program has recorded.
+ALTER TABLE change ADD COLUMN parent INTEGER;
+
+-- What was decided and a person may want to know. Only the newest are kept.
+CREATE TABLE note (
+    id   INTEGER PRIMARY KEY AUTOINCREMENT,
+    n    INTEGER NOT NULL,  -- the last change before it
+    at   INTEGER NOT NULL,
+    peer INTEGER NOT NULL,
+    path BLOB NOT NULL,
+    what TEXT NOT NULL
+) STRICT;
 ";
 
 /// Refuses a SQLite that is too old.

@@ -1,8 +1,10 @@
 //! Reading the recorded tree. A [`View`] is what snapshots and updates have in
 //! common.
 
+mod history;
 mod peers;
 
+pub use history::{Event, EventKind, What};
 pub(crate) use peers::below;
 pub use peers::{Base, BaseChange, Conflict, Peer, Proposal};
 

@@ -6,6 +6,7 @@ mod daemon;
 mod demo;
 mod door;
 mod duration;
+mod log;
 mod mount;
 mod peer;
 mod recover;
@@ -48,6 +49,7 @@ enum Command {
     Sync(sync::Sync),
     Umount(umount::Umount),
     Conflicts(conflicts::Conflicts),
+    Log(log::Log),
     Trash(trash::Trash),
     Resume(resume::Resume),
     Peer(peer::Peer),
@@ -79,6 +81,7 @@ impl Cli {
             Command::Sync(command) => command.run(),
             Command::Umount(command) => command.run(),
             Command::Conflicts(command) => command.run(),
+            Command::Log(command) => command.run(),
             Command::Trash(command) => command.run(),
             Command::Resume(command) => command.run(),
             Command::Peer(command) => command.run(),

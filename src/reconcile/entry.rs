@@ -24,6 +24,19 @@ pub enum Note {
     LocalMetadataWon,
 }
 
+impl Note {
+    /// The note in words. `peer` is what people call the other side.
+    pub fn tell(self, peer: &str) -> String {
+        match self {
+            Self::KeptLocalEdit => format!("deleted on {peer}, edited here: the edit was kept"),
+            Self::KeptRemoteEdit => format!("deleted here, edited on {peer}: the edit was kept"),
+            Self::LocalMetadataWon => format!(
+                "mode or attributes were changed here and on {peer}: those of this side stand"
+            ),
+        }
+    }
+}
+
 /// The outcome for one name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Merge {

@@ -392,6 +392,7 @@ pub(super) fn open_conflicts(journal: &Journal, round: &Round) -> Result<(), Err
     if opened.is_empty() {
         return Ok(());
     }
+    let name = round.peer.name.clone();
     journal.update(Durability::Normal, move |update| {
         let mut placing = placing(update).map_err(mirrorfs_journal::Error::other)?;
         for (conflict, placed) in &opened {
@@ -402,6 +403,8 @@ pub(super) fn open_conflicts(journal: &Journal, round: &Round) -> Result<(), Err
                 placing.remove(path);
             }
             update.open_conflict(conflict)?;
+            let what = format!("conflict: changed here and on {name}");
+            update.note(conflict.peer, &conflict.path, &what)?;
         }
         let placing = postcard::to_stdvec(&placing).map_err(mirrorfs_journal::Error::other)?;
         update.set_setting(PLACING, &placing)
@@ -433,6 +436,19 @@ pub(super) fn durable(journal: &Journal, peer: PeerId, n: u64) -> Result<(), Err
     Ok(())
 }
 
+/// What a round has decided that is not plain from what changed.
+fn noteworthy(round: &Round) -> Vec<(RelPath, String)> {
+    let peer = &round.peer.name;
+    let decisions = round.plan.decisions.iter();
+    let noted = decisions.filter_map(|(path, (_, decision))| match decision {
+        Decision::Agree {
+            note: Some(note), ..
+        } if !round.refused.contains(path) => Some((path.clone(), note.tell(peer))),
+        _ => None,
+    });
+    noted.collect()
+}
+
 /// What a round leaves behind beside the base.
 struct Notes {
     observed: Vec<(RelPath, Option<crate::tree::Entry>)>,
@@ -447,6 +463,8 @@ struct Notes {
     edited: Vec<RelPath>,
     unsettled: super::scope::Unsettled,
     had_unsettled: bool,
+    /// What was decided and a person may want to know.
+    decisions: Vec<(RelPath, String)>,
 }
 
 impl Notes {
@@ -499,6 +517,7 @@ impl Notes {
                 .collect(),
             unsettled: round.unsettled.clone(),
             had_unsettled: round.had_unsettled,
+            decisions: noteworthy(round),
         }
     }
 
@@ -509,6 +528,7 @@ impl Notes {
             && self.edited.is_empty()
             && self.unsettled.is_empty()
             && !self.had_unsettled
+            && self.decisions.is_empty()
     }
 
     /// Observations that led to a decision are spent, unless a newer one took their place.
@@ -544,6 +564,9 @@ impl Notes {
                 unsettled.paths.insert(path.clone());
             }
         }
+        for (path, what) in &self.decisions {
+            update.note(peer, path, what)?;
+        }
         // Before any is closed: the two may be about the same one.
         let mut closed = self.closed.clone();
         for conflict in &self.moved {
@@ -554,6 +577,7 @@ impl Notes {
         let mut released = self.edited.clone();
         for conflict in update.conflicts()? {
             if closed.contains(&conflict.id) {
+                update.note(peer, &conflict.path, "the conflict is over")?;
                 released.extend([conflict.copy, conflict.info].into_iter().flatten());
                 update.close_conflict(conflict.id)?;
             }

@@ -20,6 +20,7 @@ mod flush;
 mod harness;
 mod link;
 mod live;
+mod log;
 mod nth;
 mod odd_files;
 mod ordinary_user;

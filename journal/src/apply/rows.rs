@@ -156,7 +156,7 @@ impl Apply<'_> {
             return Ok(false);
         };
         self.delete_entry(place)?;
-        self.log(DISPLACED, node, None, Some(place.name))?;
+        self.log(DISPLACED, node, None, Some(place))?;
         if !self.is_named(node)? {
             self.remove_node(node)?;
         }
@@ -195,11 +195,11 @@ impl Apply<'_> {
         code: i64,
         node: i64,
         range: Option<(u64, u64)>,
-        name: Option<&[u8]>,
+        place: Option<Place<'_>>,
     ) -> Result<(), Error> {
         // What a record did to a node first is what it is about.
         self.run(
-            "INSERT OR IGNORE INTO change VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT OR IGNORE INTO change VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             (
                 self.n.cast_signed(),
                 node,
@@ -209,7 +209,8 @@ impl Apply<'_> {
                 code,
                 range.map(|(start, _)| start.cast_signed()),
                 range.map(|(_, length)| length.cast_signed()),
-                name,
+                place.map(|place| place.name),
+                place.map(|place| place.parent),
             ),
         )
     }

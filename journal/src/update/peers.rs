@@ -1,16 +1,19 @@
 //! Writing what is known of the peers.
 
 use super::Update;
-use crate::codec::{encode, encode_option};
+use crate::codec::{encode, encode_option, millis};
 use crate::view::below;
 use crate::{
     Agreement, BaseChange, Conflict, ContentHash, Entry, Epoch, Error, NodeId, PeerId, Proposal,
-    RelPath, ReplicaId,
+    RelPath, ReplicaId, Timestamp,
 };
 
 /// How many meanings of Git indexes are kept: each takes about a hundred bytes, and a
 /// repository needs that of its last agreement and of what either side has now.
 const MEANINGS: i64 = 10_000;
+
+/// How many notes are kept.
+const NOTES: i64 = 10_000;
 
 impl Update<'_> {
     /// Adds a peer: no base, nothing seen.
@@ -295,6 +298,25 @@ impl Update<'_> {
              (SELECT base.entry FROM base
               WHERE base.peer = remote.peer AND base.path = remote.path)",
             [peer.0],
+        )?;
+        Ok(())
+    }
+
+    /// Notes what was decided about a path, for people. Only so many of the newest are kept.
+    pub fn note(&self, peer: PeerId, path: &RelPath, what: &str) -> Result<(), Error> {
+        self.execute(
+            "INSERT INTO note (n, at, peer, path, what) VALUES (?1, ?2, ?3, ?4, ?5)",
+            (
+                self.n().cast_signed(),
+                millis(Timestamp::now()),
+                peer.0,
+                path.as_bytes(),
+                what,
+            ),
+        )?;
+        self.execute(
+            "DELETE FROM note WHERE id <= (SELECT max(id) FROM note) - ?1",
+            [NOTES],
         )?;
         Ok(())
     }
