@@ -30,6 +30,10 @@ pub struct Start {
     pub reason: Option<String>,
 }
 
+/// A database up to this size, in bytes, is checked at every start; a larger one only after
+/// a crash. That takes some tens of milliseconds at the most.
+const CHECKED: u64 = 32 * 1024 * 1024;
+
 pub(crate) struct Opened {
     pub(crate) connection: Connection,
     pub(crate) start: Start,
@@ -70,8 +74,9 @@ fn begin(path: &Path) -> Result<Opened, Error> {
         .optional()?;
     let (closed, same_boot) =
         last_life.map_or((false, false), |(clean, last)| (clean, last == boot));
-    if !fresh && !closed {
-        // Costs a read of the whole file, but only after a crash.
+    let small = std::fs::metadata(path).is_ok_and(|found| found.len() <= CHECKED);
+    if !fresh && (!closed || small) {
+        // Costs a read of the whole file.
         let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if found != "ok" {
             return Err(Error::Undecodable {

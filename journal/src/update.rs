@@ -127,7 +127,21 @@ impl<'w> Update<'w> {
             .prepare_cached("SELECT min(cursor) FROM peer WHERE cursor > 0")?
             .query_row([], |row| row.get(0))?;
         let newest = self.n().saturating_sub(keep);
-        let mut upto = passed.map_or(newest, |n| newest.min(n.cast_unsigned()));
+        let upto = passed.map_or(newest, |n| newest.min(n.cast_unsigned()));
+        self.forget(upto, before, limit)
+    }
+
+    /// The same whether every peer has them or not: one that has been away for so long is
+    /// compared in full once it is back. For what lies beyond a number that nobody waits for.
+    pub fn compact_unseen(&self, keep: u64, limit: u64) -> Result<u64, Error> {
+        const EVER: Timestamp = Timestamp {
+            secs: i64::MAX / 1000,
+            nanos: 0,
+        };
+        self.forget(self.n().saturating_sub(keep), EVER, limit)
+    }
+
+    fn forget(&self, mut upto: u64, before: Timestamp, limit: u64) -> Result<u64, Error> {
         let oldest: Option<i64> = self
             .connection
             .prepare_cached("SELECT min(n) FROM change")?

@@ -165,6 +165,94 @@ fn damage_in_the_middle_is_found_after_an_unclean_stop() {
     assert_eq!(count(&journal), 3);
 }
 
+/// Also after a clean stop, as long as that costs next to nothing.
+#[test]
+fn damage_of_a_small_database_is_found_at_every_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    fill(&journal, 0..5000);
+    journal.close().unwrap();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(dir.path().join(DATABASE))
+        .unwrap();
+    let middle = file.metadata().unwrap().len() / 2 / 4096 * 4096;
+    file.write_all_at(&[0xa5; 16 * 4096], middle).unwrap();
+    drop(file);
+    let (_journal, start) = Journal::open(dir.path()).unwrap();
+    assert!(start.fresh && start.reason.is_some(), "{start:?}");
+    assert_eq!(damaged_files(dir.path()).len(), 1);
+}
+
+/// A file that is cut short, as a full disk or a bad copy leaves it.
+#[test]
+fn a_truncated_database_is_moved_aside() {
+    for part in [2, 3, 100] {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        fill(&journal, 0..5000);
+        journal.close().unwrap();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(dir.path().join(DATABASE))
+            .unwrap();
+        let length = file.metadata().unwrap().len();
+        file.set_len(length / part).unwrap();
+        drop(file);
+        let (journal, start) = Journal::open(dir.path()).unwrap();
+        assert!(start.fresh && start.reason.is_some(), "1/{part}: {start:?}");
+        fill(&journal, 0..3);
+        assert_eq!(count(&journal), 3);
+    }
+}
+
+/// Pages that go bad while the journal is open: whoever meets them is told, the journal
+/// takes nothing more, and the next start begins anew.
+#[test]
+fn damage_at_run_time_poisons() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    // More than the writer keeps in memory.
+    let recorder = journal.recorder();
+    for ino in 0..60_000_u64 {
+        let name = format!("{ino:0200}");
+        recorder
+            .record(Origin::Local, create(&name, 100 + ino))
+            .unwrap();
+    }
+    journal.close().unwrap();
+    let (journal, start) = Journal::open(dir.path()).unwrap();
+    assert!(start.clean && !start.fresh);
+    let file = OpenOptions::new()
+        .write(true)
+        .open(dir.path().join(DATABASE))
+        .unwrap();
+    let pages = file.metadata().unwrap().len() / 4096;
+    for page in 10..pages {
+        file.write_all_at(&[0xa5; 4096], page * 4096).unwrap();
+    }
+    drop(file);
+    let recorder = journal.recorder();
+    let poisoned = (0..10_000_u64).find_map(|ino| {
+        let name = format!("{:0200}", ino * 7);
+        let unlink = Change::Unlink {
+            parent: Ino(1),
+            name: name.into(),
+            ino: Ino(100 + ino * 7),
+            last: true,
+        };
+        recorder
+            .record(Origin::Local, unlink)
+            .and_then(|_| recorder.durable())
+            .err()
+    });
+    let poisoned = poisoned.unwrap_or_else(|| panic!("nothing was noticed"));
+    assert!(poisoned.0.contains("malformed"), "{poisoned}");
+    drop(journal);
+    let (_journal, start) = Journal::open(dir.path()).unwrap();
+    assert!(start.fresh && start.reason.is_some(), "{start:?}");
+}
+
 /// A small tmpfs, unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
 

@@ -33,6 +33,9 @@ pub(super) fn status(status: &Status) -> String {
             pending(journal.pending_changes, journal.pending_bytes)
         ),
     );
+    if let Some(reason) = &journal.reason {
+        rows.row("", reason.clone());
+    }
     for peer in &status.peers {
         self::peer(&mut rows, peer);
     }

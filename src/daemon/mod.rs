@@ -11,6 +11,7 @@ pub mod holders;
 pub mod launch;
 pub mod locate;
 pub mod lock;
+mod lost;
 pub mod mounts;
 pub mod once;
 pub mod peers;

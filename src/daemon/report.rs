@@ -160,16 +160,17 @@ fn fill(status: &mut Status, view: &View) -> Result<(), Error> {
             halt_reason: None,
         });
     }
-    status.journal = journal(view.n(), &status.peers);
+    status.journal = journal(view, view.n(), &status.peers)?;
     Ok(())
 }
 
 /// The journal's part of a status: what some peer still lacks.
-pub fn journal(seq: u64, peers: &[Peer]) -> Journal {
+pub fn journal(view: &View, seq: u64, peers: &[Peer]) -> Result<Journal, Error> {
     let most = |of: fn(&Peer) -> u64| peers.iter().map(of).max().unwrap_or(0);
-    Journal {
+    Ok(Journal {
+        reason: super::lost::told(view)?,
         seq,
         pending_changes: most(|peer| peer.pending_changes),
         pending_bytes: most(|peer| peer.pending_bytes),
-    }
+    })
 }

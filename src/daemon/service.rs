@@ -232,7 +232,7 @@ fn assemble(site: &Site, specials: &mut Specials, told: &[Told]) -> Result<Statu
             state: MountState::Mounted,
             reason,
         },
-        journal: report::journal(journal.n, &peers),
+        journal: report::journal(&view, journal.n, &peers).or_fail(message)?,
         peers,
         conflicts: report::conflicts(&view).or_fail(message)?,
         held_back: specials.held_back(&view).or_fail(message)?,

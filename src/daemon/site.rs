@@ -15,7 +15,7 @@ use super::failure::{Failure, OrFail};
 use super::lock::{Attempt, DYING, Lock};
 use super::mounts::Mounts;
 use super::state::{MirrorDir, MirrorIdText, Mode, Record, StateDir};
-use super::{locate, place};
+use super::{locate, lost, place};
 use crate::door::Door;
 use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport, raise_descriptor_limit};
 use crate::replica::{Identity, Owner, Reserved, Staging};
@@ -125,8 +125,8 @@ impl Site {
 
         let (journal, start) = Journal::open(dir.path())
             .or_fail(|| format!("cannot open the journal in {}", dir.path().display()))?;
-        if let Some(reason) = &start.reason {
-            say.announce(Announcement::Warning(reason.clone()));
+        if let Some(reason) = lost::begin_anew(&dir, &journal, &start)? {
+            say.announce(Announcement::Warning(reason));
         }
         raise_descriptor_limit();
         let filesystem = Filesystem::new(lower, journal.recorder(), FsOptions::default())
@@ -147,6 +147,7 @@ impl Site {
         let ordered = peer
             .map(|peer| add_peer(&journal, &peer, order.peer_name.as_deref()))
             .transpose()?;
+        lost::remember_peers(&dir, &journal)?;
         Ok(Self {
             filesystem,
             reserved: Arc::new(reserved),

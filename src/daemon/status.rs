@@ -66,6 +66,9 @@ pub struct Journal {
     pub pending_changes: u64,
     /// Their contents, in bytes.
     pub pending_bytes: u64,
+    /// That it was lost or damaged and had to begin anew, until every peer agrees again.
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
 /// One peer.
@@ -193,6 +196,7 @@ pub(crate) mod tests {
                 seq: 4120,
                 pending_changes: 3,
                 pending_bytes: 8192,
+                reason: None,
             },
             peers: vec![Peer {
                 name: "host".into(),
@@ -241,7 +245,8 @@ pub(crate) mod tests {
   "journal": {
     "seq": 4120,
     "pending_changes": 3,
-    "pending_bytes": 8192
+    "pending_bytes": 8192,
+    "reason": null
   },
   "peers": [
     {

@@ -21,6 +21,7 @@ mod harness;
 mod link;
 mod live;
 mod log;
+mod lost_journal;
 mod nth;
 mod odd_files;
 mod ordinary_user;

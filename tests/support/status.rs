@@ -33,6 +33,7 @@ pub struct Journal {
     pub seq: Value,
     pub pending_changes: u64,
     pub pending_bytes: u64,
+    pub reason: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

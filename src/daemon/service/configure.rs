@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Service, blocking};
 use crate::daemon::control::Response;
 use crate::daemon::failure::Failure;
-use crate::daemon::site;
+use crate::daemon::{lost, site};
 use crate::transport::PeerUrl;
 
 impl Service {
@@ -35,7 +35,13 @@ impl Service {
         // One that was configured already may be at another place by now.
         self.peers.remove(peer).await;
         self.peers.add(&self.site, &self.tree, peer)?;
+        self.remember().await?;
         Ok(Response::PeerAdded { name, warnings })
+    }
+
+    async fn remember(&self) -> Result<(), Failure> {
+        let site = Arc::clone(&self.site);
+        blocking(move || lost::remember_peers(&site.dir, &site.journal)).await
     }
 
     /// Ends the exchange with a peer and forgets it.
@@ -47,6 +53,7 @@ impl Service {
         let site = Arc::clone(&self.site);
         let removed = blocking(move || site::remove_peer(&site.journal, peer.id)).await;
         let conflicts = removed?;
+        self.remember().await?;
         Ok(Response::PeerRemoved { conflicts })
     }
 }

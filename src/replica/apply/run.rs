@@ -9,10 +9,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::prepare::path_of;
 use super::record::{Record, Staged, Step};
 use super::{Applier, ApplyError};
-use crate::replica::beneath::{Place, is_no_directory, rename_new};
+use crate::replica::beneath::{Place, Root, is_no_directory, rename_new};
 use crate::replica::keep::Shelf;
 use crate::replica::look::is_open_for_writing;
 use crate::replica::meta;
+use crate::tree::git::MARKS;
 use crate::tree::{Content, Entry, RelPath, scan};
 use crate::wire::message::{Divergence, Expect, Op};
 
@@ -133,7 +134,7 @@ impl Run<'_, '_> {
                 Ok(Change::None) => {}
                 Ok(change) => done.changes.push(change),
                 Err(Stop::Diverged(reason)) => {
-                    self.blocked.push(unit_of(path));
+                    self.blocked.push(unit_of(&self.applier.root, path));
                     done.recheck.push(path.clone());
                     if let Op::Unpark { slot, .. } = &step.op
                         && let Some(from) = self.put_back(*slot, &mut done)?
@@ -423,16 +424,18 @@ fn moved_ino(step: &Step) -> Option<u64> {
 
 /// What stops when a step at a path diverges: everything below it, and if it lies in a
 /// Git directory all of that, which is of no use in parts.
-fn unit_of(path: &RelPath) -> RelPath {
-    let mut unit = RelPath::ROOT;
-    for name in path.components() {
-        match unit.join(name) {
-            Ok(joined) => unit = joined,
-            Err(_) => break,
-        }
-        if name == b".git" {
-            break;
-        }
-    }
-    unit
+fn unit_of(root: &Root, path: &RelPath) -> RelPath {
+    std::iter::successors(path.parent(), RelPath::parent)
+        .find(|above| !above.is_root() && is_git_directory(root, above))
+        .unwrap_or_else(|| path.clone())
+}
+
+fn is_git_directory(root: &Root, path: &RelPath) -> bool {
+    // By its name too: what makes it one may be what has not been made yet.
+    path.name() == b".git"
+        || MARKS.iter().all(|(name, kinds)| {
+            let mark = path.join(name).ok().and_then(|mark| root.stat(&mark).ok());
+            mark.flatten()
+                .is_some_and(|stat| kinds.contains(&scan::kind_of(&stat)))
+        })
 }

@@ -702,22 +702,27 @@ fn nothing_outside_is_touched() {
     assert!(identity.contains("replica"));
 }
 
+/// Whatever it is called: it is known by what is in it.
 #[test]
 fn a_git_directory_is_applied_as_far_as_it_is_whole() {
-    let world = World::new();
-    world.file("repo/.git/HEAD", "main");
-    world.file("repo/.git/objects/aa/taken", "");
-    let head = world.entry("repo/.git/HEAD");
-    let ops = [
-        put("repo/.git/objects/aa/taken", "new", Expect::Absent),
-        put("repo/.git/HEAD", "child", Expect::Entry(head)),
-        put("repo/file", "child", Expect::Absent),
-    ];
-    let outcome = world.apply(&ops);
-    let diverged: Vec<u32> = outcome.diverged.iter().map(|d| d.op).collect();
-    assert_eq!(diverged, [0, 1]);
-    assert_eq!(world.show()["repo/.git/HEAD"], "main");
-    assert_eq!(world.show()["repo/file"], "child");
+    for git in ["repo/.git", "repo/store"] {
+        let world = World::new();
+        let at = |name: &str| format!("{git}/{name}");
+        world.file(&at("HEAD"), "main");
+        world.file(&at("objects/aa/taken"), "");
+        world.file(&at("refs/heads/main"), "");
+        let head = world.entry(&at("HEAD"));
+        let ops = [
+            put(&at("objects/aa/taken"), "new", Expect::Absent),
+            put(&at("HEAD"), "child", Expect::Entry(head)),
+            put("repo/file", "child", Expect::Absent),
+        ];
+        let outcome = world.apply(&ops);
+        let diverged: Vec<u32> = outcome.diverged.iter().map(|d| d.op).collect();
+        assert_eq!(diverged, [0, 1]);
+        assert_eq!(world.show()[&at("HEAD")], "main");
+        assert_eq!(world.show()["repo/file"], "child");
+    }
 }
 
 #[test]
