@@ -134,7 +134,7 @@ impl Run<'_, '_> {
                 Ok(Change::None) => {}
                 Ok(change) => done.changes.push(change),
                 Err(Stop::Diverged(reason)) => {
-                    self.blocked.push(unit_of(&self.applier.root, path));
+                    self.blocked.push(unit_of(self.applier.root, path));
                     done.recheck.push(path.clone());
                     if let Op::Unpark { slot, .. } = &step.op
                         && let Some(from) = self.put_back(*slot, &mut done)?
