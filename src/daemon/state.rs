@@ -269,9 +269,10 @@ impl MirrorDir {
         let path = self.path.join("mirror.json");
         let fresh = self.path.join("mirror.json.new");
         let write = || -> io::Result<()> {
+            let mut text = serde_json::to_vec_pretty(record)?;
+            text.push(b'\n');
             let mut file = fs::File::create(&fresh)?;
-            serde_json::to_writer_pretty(&mut file, record)?;
-            file.write_all(b"\n")?;
+            file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&fresh, &path)
         };

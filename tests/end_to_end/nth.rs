@@ -236,10 +236,8 @@ impl Session {
                 Ok(()) => self.model = after,
                 Err(_) if self.shows(&after) => self.model = after,
                 Err(_) if self.shows(&self.model) => {}
-                Err(error)
-                    if error.raw_os_error() == Some(libc::ENOTCONN)
-                        || error.raw_os_error() == Some(libc::ECONNABORTED) =>
-                {
+                // A disk that gives nothing any more cannot be asked.
+                Err(_) if try_contents(&tree).is_err() => {
                     self.doubt = Some(step);
                     break;
                 }
@@ -360,7 +358,10 @@ fn plans(counts: &BTreeMap<Kind, u64>) -> Vec<(String, Plan)> {
             for (name, fault) in FAULTS {
                 // Nobody but the kernel itself lets an answer to a program fail, and a
                 // stream has no quota.
+                let full = [libc::ENOSPC, libc::EDQUOT];
+                let no_room = matches!(fault, Fault::Once(errno) | Fault::ForGood(errno) if full.contains(&errno));
                 let applies = match kind.place {
+                    _ if no_room && kind.call == "pread64" => false,
                     Place::Answer => fault == Fault::Kill,
                     Place::Stream => matches!(fault, Fault::Kill | Fault::Once(libc::EIO)),
                     _ => true,

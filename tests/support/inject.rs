@@ -232,9 +232,13 @@ impl Injector {
         let count = *count;
         let plan = state.plan?;
         let first = plan.kind == kind && plan.n == count;
-        let later = matches!(plan.fault, Fault::ForGood(_))
-            && state.hit.is_some()
-            && (plan.kind.role, plan.kind.place) == (role, place);
+        // From a full disk one can still read.
+        let later = match plan.fault {
+            Fault::ForGood(errno) => errno == libc::EIO || name != "pread64",
+            Fault::Once(_) | Fault::Kill => false,
+        };
+        let later =
+            later && state.hit.is_some() && (plan.kind.role, plan.kind.place) == (role, place);
         if !first && !later {
             return None;
         }
