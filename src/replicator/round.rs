@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mirrorfs_journal::{BaseChange, Conflict, Durability, Journal, Peer, Proposal, Snapshot};
+use mirrorfs_journal::{BaseChange, Conflict, Durability, Journal, Peer, Proposal, Snapshot, View};
 
 use crate::fs::Cut;
 use crate::reconcile::{Decision, Held, Plan, Policy, Sides, reconcile};
@@ -421,8 +421,11 @@ fn removed_objects(
     Ok(removed)
 }
 
-fn load_unsettled(snapshot: &Snapshot, peer: PeerId) -> Result<Unsettled, Error> {
-    let stored = snapshot.setting(&unsettled_key(peer))?;
+pub(super) fn load_unsettled(
+    view: &View,
+    peer: PeerId,
+) -> Result<Unsettled, mirrorfs_journal::Error> {
+    let stored = view.setting(&unsettled_key(peer))?;
     // What an older program wrote and this one cannot read costs a look at everything,
     // which the caller can ask for; it is no reason to stop.
     Ok(stored

@@ -28,6 +28,12 @@ pub struct Unsettled {
 }
 
 impl Unsettled {
+    /// Takes over what another round left.
+    pub fn extend(&mut self, other: Self) {
+        self.nodes.extend(other.nodes);
+        self.paths.extend(other.paths);
+    }
+
     /// Whether nothing is left over.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty() && self.paths.is_empty()

@@ -8,8 +8,11 @@ use crate::reconcile::{Decision, Held};
 use crate::tree::{Content, ContentHash, Ino, PeerId, RelPath};
 use crate::wire::message::{AgentHello, Divergence, MountHello, Observation, Op, Revision};
 
+use serde::{Deserialize, Serialize};
+
 use super::Error;
 use super::round::{Round, unsettled_key};
+use super::scope::Unsettled;
 
 /// What the hello of the mounted side says about the peer.
 pub(super) fn hello(
@@ -50,7 +53,10 @@ pub(super) fn meet(journal: &Journal, peer: PeerId, hello: &AgentHello) -> Resul
                 .iter()
                 .map(|divergence| divergence.op)
                 .collect();
-            accept_stored(update, peer, &ops)?;
+            // The round that proposed it is not there any more to leave this.
+            let mut left = accept_stored(update, peer, &ops)?;
+            left.extend(super::round::load_unsettled(update, peer)?);
+            store_unsettled(update, peer, &left)?;
         } else if hello.agreement.is_some() && hello.agreement == known.agreement {
             update.withdraw(peer)?;
         } else {
@@ -149,7 +155,10 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<(), Error> {
     // Which steps each change stands on, so that a proposal that turns out to have been
     // applied in part can be accepted in part, also by a later life of the daemon.
     let (changes, standing): (Vec<BaseChange>, Vec<Vec<u32>>) = round.base().cloned().unzip();
-    let standing = postcard::to_stdvec(&standing).map_err(|_| Error::Unencodable)?;
+    let mut left = round.unsettled.clone();
+    left.paths.extend(round.refused.iter().cloned());
+    let terms = Terms { standing, left };
+    let terms = postcard::to_stdvec(&terms).map_err(|_| Error::Unencodable)?;
     let placed = round.placed.clone();
     let mut proposal = round.proposal(changes);
     journal.update(Durability::Normal, move |update| {
@@ -161,38 +170,92 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<(), Error> {
             }
         }
         update.propose(peer, &proposal)?;
-        update.set_setting(&standing_key(peer), &standing)
+        update.set_setting(&terms_key(peer), &terms)
     })?;
     Ok(())
 }
 
-fn standing_key(peer: PeerId) -> String {
+/// What has to be known of a proposal to accept it without the round that made it.
+#[derive(Serialize, Deserialize, Default)]
+struct Terms {
+    /// For each change of the base the steps that it stands on.
+    standing: Vec<Vec<u32>>,
+    /// What the round did not settle.
+    left: Unsettled,
+}
+
+fn terms_key(peer: PeerId) -> String {
     format!("proposal.{}", peer.0)
 }
 
-/// Accepts the stored proposal but for what stands on steps that diverged.
+/// Accepts the stored proposal but for what stands on steps that diverged. Gives what has
+/// to be looked at again: with the cursor behind it, nothing else would bring it up.
 fn accept_stored(
     update: &Update<'_>,
     peer: PeerId,
     diverged: &BTreeSet<u32>,
-) -> Result<(), mirrorfs_journal::Error> {
+) -> Result<Unsettled, mirrorfs_journal::Error> {
+    let terms: Terms = update
+        .setting(&terms_key(peer))?
+        .and_then(|bytes| postcard::from_bytes(&bytes).ok())
+        .unwrap_or_default();
+    let mut left = terms.left;
     if !diverged.is_empty()
         && let Some(mut proposal) = update.proposal(peer)?
     {
-        let standing: Vec<Vec<u32>> = update
-            .setting(&standing_key(peer))?
-            .and_then(|bytes| postcard::from_bytes(&bytes).ok())
-            .unwrap_or_default();
+        let standing = terms.standing.into_iter();
         let all: Vec<(BaseChange, Vec<u32>)> = proposal
             .changes
             .into_iter()
-            .zip(standing.into_iter().chain(std::iter::repeat_with(Vec::new)))
+            .zip(standing.chain(std::iter::repeat_with(Vec::new)))
             .collect();
         proposal.changes = super::batch::base_without(&all, diverged);
+        for (change, on) in &all {
+            if on.iter().any(|op| diverged.contains(op)) {
+                leave(update, peer, change, &mut left)?;
+            }
+        }
         update.propose(peer, &proposal)?;
     }
     move_observations(update, peer)?;
-    update.accept(peer)
+    update.accept(peer)?;
+    Ok(left)
+}
+
+/// Has a change of the base that was not accepted looked at again.
+fn leave(
+    update: &Update<'_>,
+    peer: PeerId,
+    change: &BaseChange,
+    left: &mut Unsettled,
+) -> Result<(), mirrorfs_journal::Error> {
+    match change {
+        BaseChange::Put { path, node, .. } => {
+            left.paths.insert(path.clone());
+            left.nodes.extend(*node);
+        }
+        BaseChange::Remove { path } => {
+            left.paths.insert(path.clone());
+        }
+        BaseChange::Move { from, to } => {
+            left.paths.extend([from.clone(), to.clone()]);
+            let base = update.base_at(peer, from)?;
+            left.nodes.extend(base.and_then(|base| base.node));
+        }
+    }
+    Ok(())
+}
+
+fn store_unsettled(
+    update: &Update<'_>,
+    peer: PeerId,
+    unsettled: &Unsettled,
+) -> Result<(), mirrorfs_journal::Error> {
+    if unsettled.is_empty() {
+        return update.remove_setting(&unsettled_key(peer));
+    }
+    let unsettled = postcard::to_stdvec(unsettled).map_err(mirrorfs_journal::Error::other)?;
+    update.set_setting(&unsettled_key(peer), &unsettled)
 }
 
 /// Observations made before a move was applied name the old place.
@@ -461,7 +524,7 @@ struct Notes {
     moved: Vec<mirrorfs_journal::Conflict>,
     /// Artefacts of versions that are not on record any more, edited by somebody.
     edited: Vec<RelPath>,
-    unsettled: super::scope::Unsettled,
+    unsettled: Unsettled,
     had_unsettled: bool,
     /// What was decided and a person may want to know.
     decisions: Vec<(RelPath, String)>,
@@ -589,10 +652,9 @@ impl Notes {
                 unsettled.nodes.insert(node.id);
             }
         }
-        if unsettled.is_empty() {
-            return update.remove_setting(&unsettled_key(peer));
-        }
-        let unsettled = postcard::to_stdvec(&unsettled).map_err(mirrorfs_journal::Error::other)?;
-        update.set_setting(&unsettled_key(peer), &unsettled)
+        store_unsettled(update, peer, &unsettled)
     }
 }
+
+#[cfg(test)]
+mod tests;
