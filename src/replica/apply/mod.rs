@@ -148,21 +148,28 @@ impl Applier<'_> {
     /// [`ApplyError::Interrupted`].
     pub fn apply(&mut self, batch: Batch) -> Result<Outcome, ApplyError> {
         let record = self.prepare(batch)?;
-        if let Err(error) = self.write_record(&record) {
-            self.undo_preparation(&record.steps);
-            self.reserved.remove_file(MARKER)?;
-            return Err(error);
-        }
-        self.complete(record, false)
-            .map_err(|error| ApplyError::Interrupted(Box::new(error)))
+        let bytes = match self.announce(&record) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.undo_preparation(&record.steps);
+                self.reserved.remove_file(MARKER)?;
+                return Err(error);
+            }
+        };
+        let interrupted = |error| ApplyError::Interrupted(Box::new(error));
+        // A commit that failed may be found to have succeeded once the index is opened
+        // again: all that is missing may be the answer of the disk. So nothing is taken
+        // back from here on, and whoever opens it next goes by what it holds.
+        self.index
+            .transaction(Durable::PowerLoss, |index| index.set_redo(&bytes))
+            .map_err(|error| interrupted(error.into()))?;
+        self.complete(record, false).map_err(interrupted)
     }
 
-    fn write_record(&mut self, record: &Record) -> Result<(), ApplyError> {
-        self.reserved.replace_file(MARKER, b"")?;
+    fn announce(&self, record: &Record) -> Result<Vec<u8>, ApplyError> {
         let bytes = record.encode()?;
-        self.index
-            .transaction(Durable::PowerLoss, |index| index.set_redo(&bytes))?;
-        Ok(())
+        self.reserved.replace_file(MARKER, b"")?;
+        Ok(bytes)
     }
 
     /// Completes a batch that was cut off, if there is one, and makes it durable.
