@@ -252,7 +252,13 @@ pub(crate) fn prepare(connection: &mut Connection, path: &Path) -> Result<bool, 
             known,
         });
     }
-    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    // The row comes before the change of the header is committed: an error of that is
+    // told by the step after it, which `query_row` never takes.
+    let modes: Vec<String> = connection
+        .prepare("PRAGMA journal_mode = WAL")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let mode = modes.concat();
     if mode != "wal" {
         return Err(Error::other(format!(
             "{}: the file system does not support SQLite's write-ahead log (journal mode stays {mode}): put the state directory on a local disk",
