@@ -271,6 +271,15 @@ impl Observer {
         std::mem::take(&mut self.problems_changed).then_some(&self.problems)
     }
 
+    /// Looks again at what could not be reported, because somebody waits: a disk may give
+    /// today what it did not yesterday, and no event tells of that.
+    pub(super) fn retry_problems(&mut self) {
+        let troubled: Vec<RelPath> = self.problems.keys().cloned().collect();
+        for path in troubled {
+            self.changed(path, false);
+        }
+    }
+
     /// Declares files that did not hold still problems, because somebody waits.
     pub(super) fn give_up_waiting(&mut self) {
         let busy: Vec<RelPath> = self.later.keys().chain(&self.large).cloned().collect();

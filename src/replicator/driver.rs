@@ -723,8 +723,13 @@ impl Driver {
                 lock(&self.status).halt_reason = Some(refusal.to_string());
             }
             ToMount::Hello(hello) => {
+                // What another agent could not do is not this one's problem: its list
+                // begins empty, and it tells only of changes.
+                self.problems.1.clear();
+                let problems = self.problems();
                 let mut status = lock(&self.status);
                 status.halt_reason = None;
+                status.problems = problems;
                 status.version = Some(hello.version.clone());
             }
             _ => {}

@@ -165,6 +165,7 @@ impl Engine {
     }
 
     pub(super) fn drained_up_to_now(&mut self, drain: &mut Drain) -> Result<(), Error> {
+        self.observer.retry_problems();
         self.observer.process(true)?;
         let large = self.observer.large().iter();
         drain.large = large.map(|path| (path.clone(), 0)).collect();
