@@ -15,6 +15,7 @@ mod change;
 mod checkpoint;
 mod coalesce;
 mod codec;
+mod contents;
 mod error;
 pub mod index;
 mod journal;
@@ -30,6 +31,7 @@ mod view;
 mod writer;
 
 pub use change::{Change, Origin};
+pub use contents::{Contents, LARGEST as LARGEST_CONTENT, kept_content};
 pub use error::{Error, Poisoned};
 pub use journal::{DATABASE, Durability, Journal, JournalStatus};
 pub use look::look;

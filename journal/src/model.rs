@@ -17,6 +17,12 @@ impl ContentHash {
     pub fn of(content: &[u8]) -> Self {
         Self(*blake3::hash(content).as_bytes())
     }
+
+    /// Parses the form that [`Display`](fmt::Display) prints.
+    pub fn parse(text: &str) -> Option<Self> {
+        let hash = blake3::Hash::from_hex(text).ok()?;
+        Some(Self(*hash.as_bytes()))
+    }
 }
 
 impl fmt::Display for ContentHash {

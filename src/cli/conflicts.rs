@@ -3,6 +3,8 @@
 mod show;
 
 use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,7 +17,7 @@ use crate::daemon::control::{Outcome, Request, Response};
 use crate::daemon::state::{MirrorDir, Record, StateDir};
 use crate::daemon::{Exit, Failure, OrFail, locate};
 use crate::replica::Root;
-use crate::tree::RelPath;
+use crate::tree::{ContentHash, Id, RelPath};
 
 /// List open conflicts, look at one, or settle it
 #[derive(Args, Debug)]
@@ -42,7 +44,9 @@ enum Action {
     },
     /// Compare this side's version with the copy of the peer's
     ///
-    /// Runs diff -u, or the command in MIRRORFS_DIFF, with the two files.
+    /// Shows what either side has changed since both last agreed, where that is still known:
+    /// of text up to 256 KiB. Else it compares the two. Runs diff -u; or the command in
+    /// MIRRORFS_DIFF with the two files, and with what both had agreed on in MIRRORFS_BASE.
     Diff {
         /// The file in conflict
         path: PathBuf,
@@ -125,6 +129,32 @@ fn list(dir: &Path, json: bool) -> Result<Exit, Failure> {
     })
 }
 
+/// A file of this command's own, removed when it is dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn with(bytes: &[u8]) -> std::io::Result<Self> {
+        let id = Id::random().map_err(std::io::Error::other)?;
+        let path = std::env::temp_dir().join(format!("mirrorfs-base-{id}"));
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        let mut file = options.open(&path)?;
+        let scratch = Self(path);
+        file.write_all(bytes)?;
+        Ok(scratch)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// A path of a mirror, as a person wrote it.
 struct Place {
     mirror: MirrorDir,
@@ -175,6 +205,19 @@ impl Place {
         conflicts::details(&view, &Root::new(root.into()), &path)
     }
 
+    /// What both sides had agreed on, in a file, if that is still known.
+    fn base(&self, detail: &Detail) -> Result<Option<Scratch>, Failure> {
+        let Version::File { hash, .. } = &detail.base else {
+            return Ok(None);
+        };
+        let message = || format!("cannot tell what was agreed on of {}", detail.path);
+        let hash = ContentHash::parse(hash).ok_or_else(|| Failure::new(message()))?;
+        match mirrorfs_journal::kept_content(self.mirror.path(), hash).or_fail(message)? {
+            Some(bytes) => Scratch::with(&bytes).or_fail(message).map(Some),
+            None => Ok(None),
+        }
+    }
+
     fn file(&self, path: &RelPath) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
         self.record
@@ -213,6 +256,14 @@ fn diff(path: &Path) -> Result<Exit, Failure> {
             _ => place.file(&detail.path),
         };
         let wanted = std::env::var_os("MIRRORFS_DIFF").filter(|command| !command.is_empty());
+        let base = place.base(&detail)?;
+        if let (None, Some(base)) = (&wanted, &base) {
+            let here = format!("{} (here)", detail.path);
+            let there = format!("{} (on {})", detail.path, detail.peer);
+            let agreed = format!("{} (agreed on)", detail.path);
+            three_ways(base.path(), &agreed, [(&local, &here), (&copy, &there)])?;
+            continue;
+        }
         let mut command = match &wanted {
             // By the shell, so that it may have arguments of its own.
             Some(wanted) => {
@@ -232,6 +283,9 @@ fn diff(path: &Path) -> Result<Exit, Failure> {
             || "diff -u".to_owned(),
             |wanted| wanted.to_string_lossy().into_owned(),
         );
+        if let Some(base) = &base {
+            command.env("MIRRORFS_BASE", base.path());
+        }
         let status = command
             .arg(local)
             .arg(copy)
@@ -244,6 +298,23 @@ fn diff(path: &Path) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// What each side has changed.
+fn three_ways(base: &Path, agreed: &str, sides: [(&PathBuf, &String); 2]) -> Result<(), Failure> {
+    for (side, label) in sides {
+        let status = Command::new("diff")
+            .args(["-u", "--label", agreed, "--label", label])
+            .arg(base)
+            .arg(side)
+            .status()
+            .or_fail(|| "cannot run diff -u".into())
+            .map_err(|failure| failure.hint("install it, or set MIRRORFS_DIFF to another"))?;
+        if !matches!(status.code(), Some(0 | 1)) {
+            return Err(Failure::new(format!("diff -u failed: {status}")));
+        }
+    }
+    Ok(())
 }
 
 fn no_copy(place: &Place, detail: &Detail) -> Failure {

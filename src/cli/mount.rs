@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::{Terminal, print};
 use crate::daemon::announce::{Announce, Announcement};
 use crate::daemon::site::Order;
-use crate::daemon::state::Mode;
+use crate::daemon::state::{Mode, OnConflict};
 use crate::daemon::{Exit, Failure, launch, run};
 
 /// Mount a directory over itself, and mirror it to a peer
@@ -34,6 +34,10 @@ pub(super) struct Mount {
     /// Choose which changes travel; remembered for the next mount
     #[arg(long, value_enum)]
     mode: Option<Mode>,
+    /// Choose what becomes of a file that both sides have edited: keep both versions, or
+    /// merge text that was edited in different places; remembered for the next mount
+    #[arg(long, value_enum)]
+    conflict: Option<OnConflict>,
 }
 
 impl Mount {
@@ -61,6 +65,7 @@ impl Mount {
             peer_name: self.peer_name.clone(),
             name: self.name.clone(),
             mode: self.mode,
+            conflict: self.conflict,
             mount: true,
         }
     }
@@ -79,6 +84,11 @@ impl Mount {
         option("peer-name", self.peer_name.clone().map(OsString::from));
         let mode = self.mode.and_then(|mode| mode.to_possible_value());
         option("mode", mode.map(|mode| OsString::from(mode.get_name())));
+        let conflict = self.conflict.and_then(|what| what.to_possible_value());
+        option(
+            "conflict",
+            conflict.map(|what| OsString::from(what.get_name())),
+        );
         // A directory may be called `-x`.
         arguments.push("--".into());
         arguments.push(self.dir.clone().into());
@@ -107,6 +117,7 @@ mod tests {
             "host",
             "--mode",
             "push-only",
+            "--conflict=merge",
             "--",
             "-dir",
             "h:p",
@@ -120,5 +131,6 @@ mod tests {
             format!("{:?}", mount.order())
         );
         assert_eq!(again.mode, Some(Mode::PushOnly));
+        assert_eq!(again.conflict, Some(OnConflict::Merge));
     }
 }

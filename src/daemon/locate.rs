@@ -123,6 +123,7 @@ mod tests {
             name: "tree".into(),
             tree: tree.clone(),
             mode: crate::daemon::state::Mode::TwoWay,
+            conflict: crate::daemon::state::OnConflict::Keep,
             device: None,
         };
         mirror.write_record(&record).unwrap();

@@ -15,7 +15,7 @@ use super::control::{Outcome, PeerFlushed};
 use super::failure::{Failure, OrFail};
 use super::report;
 use super::site::Site;
-use super::state::Mode;
+use super::state::{Mode, OnConflict};
 use super::status::{self, PeerState};
 use crate::reconcile::Policy;
 use crate::replicator::{
@@ -132,6 +132,8 @@ impl Peers {
             connect: Arc::new(move || transport::connect(&url, &options)),
             peer: peer.id,
             policy: policy(site.record.mode),
+            merge: site.record.conflict == OnConflict::Merge,
+            contents: site.contents.clone(),
             name_artefacts: Arc::clone(&self.several),
             scanned: wiped,
             dry_run,

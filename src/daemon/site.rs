@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mirrorfs_journal::{Durability, Journal, Peer, Start};
+use mirrorfs_journal::{Contents, Durability, Journal, Peer, Start};
 use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
 
 use super::adopt::{self, Met};
@@ -14,7 +14,7 @@ use super::announce::{Announce, Announcement};
 use super::failure::{Failure, OrFail};
 use super::lock::{Attempt, DYING, Lock};
 use super::mounts::Mounts;
-use super::state::{MirrorDir, MirrorIdText, Mode, Record, StateDir};
+use super::state::{MirrorDir, MirrorIdText, Mode, OnConflict, Record, StateDir};
 use super::{locate, lost, place};
 use crate::door::Door;
 use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport, raise_descriptor_limit};
@@ -37,6 +37,8 @@ pub struct Order {
     pub name: Option<String>,
     /// Which changes travel; as before if none.
     pub mode: Option<Mode>,
+    /// What becomes of a file that both sides have edited; as before if none.
+    pub conflict: Option<OnConflict>,
     /// Whether FUSE will be needed.
     pub mount: bool,
 }
@@ -53,6 +55,8 @@ pub struct Site {
     pub identity: Identity,
     /// The journal.
     pub journal: Journal,
+    /// Small texts as both sides agreed on them, if they can be kept.
+    pub contents: Option<Arc<Contents>>,
     /// How the journal was found.
     pub start: Start,
     /// What the scan of the tree found.
@@ -125,6 +129,14 @@ impl Site {
 
         let (journal, start) = Journal::open(dir.path())
             .or_fail(|| format!("cannot open the journal in {}", dir.path().display()))?;
+        let contents = match Contents::open(dir.path()) {
+            Ok(contents) => Some(Arc::new(contents)),
+            Err(error) => {
+                let text = format!("conflicts cannot be shown three ways, nor merged: {error}");
+                say.announce(Announcement::Warning(text));
+                None
+            }
+        };
         if let Some(reason) = lost::begin_anew(&dir, &journal, &start)? {
             say.announce(Announcement::Warning(reason));
         }
@@ -153,6 +165,7 @@ impl Site {
             reserved: Arc::new(reserved),
             identity,
             journal,
+            contents,
             start,
             recovery,
             ordered,
@@ -428,7 +441,11 @@ fn describe(
         tree: tree.to_path_buf(),
         mode: order
             .mode
-            .or(known.map(|known| known.mode))
+            .or(known.as_ref().map(|known| known.mode))
+            .unwrap_or_default(),
+        conflict: order
+            .conflict
+            .or(known.as_ref().map(|known| known.conflict))
             .unwrap_or_default(),
         device: None,
     })

@@ -303,6 +303,17 @@ impl std::fmt::Display for Mode {
     }
 }
 
+/// What becomes of a file that both sides have edited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnConflict {
+    /// Both versions are kept, and somebody decides.
+    #[default]
+    Keep,
+    /// Text that was edited in different places is merged; else as above.
+    Merge,
+}
+
 /// `mirror.json`: what must be known of a mirror while its tree is covered by the
 /// mount, or gone.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -320,6 +331,9 @@ pub struct Record {
     /// Which changes travel.
     #[serde(default)]
     pub mode: Mode,
+    /// What becomes of a file that both sides have edited.
+    #[serde(default)]
+    pub conflict: OnConflict,
     /// Device number of the live mount. Stale unless the lock is held.
     #[serde(default)]
     pub device: Option<u64>,
@@ -475,6 +489,7 @@ mod tests {
             name: "web".into(),
             tree: tree.to_path_buf(),
             mode: Mode::PushOnly,
+            conflict: OnConflict::Keep,
             device: Some(77),
         }
     }

@@ -86,6 +86,19 @@ impl Staging {
         Ok(found.is_some())
     }
 
+    /// A content, if it is held completely.
+    pub fn read(&self, hash: ContentHash) -> Result<Option<Vec<u8>>, Error> {
+        let name = hash.to_string();
+        if !self.is_complete(hash)? {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        scan::open_file(self.dir.as_fd(), name.as_bytes())
+            .and_then(|mut file| std::io::Read::read_to_end(&mut file, &mut bytes))
+            .context("read", shown(&name))?;
+        Ok(Some(bytes))
+    }
+
     /// How many bytes of an incomplete content are held.
     pub fn held(&self, hash: ContentHash) -> Result<u64, Error> {
         let name = part(hash);

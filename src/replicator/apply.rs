@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mirrorfs_journal::{Journal, Origin};
+use mirrorfs_journal::{Contents, Journal, Origin};
 use parking_lot::Mutex;
 
 use crate::door::Door;
@@ -15,6 +15,7 @@ use crate::tree::{Content, ContentHash, Entry, Ino, Kind, RelPath, Timestamp, Xa
 use super::Error;
 use super::batch::Step;
 use super::conflict::{explanation, kept_name, unit_explanation};
+use super::merge::{merge_found, rebase};
 use super::round::{Found, Round};
 use super::scope::LocalNode;
 
@@ -274,7 +275,7 @@ fn stage(
     instantiate(tree, entry, owner)
 }
 
-fn instantiate(
+pub(super) fn instantiate(
     tree: &LocalTree,
     entry: &Entry,
     owner: Option<Owner>,
@@ -404,19 +405,51 @@ fn stage_text(tree: &LocalTree, text: &str) -> Result<StagedName, String> {
         mtime: Timestamp::now(),
         xattrs: Xattrs::new(),
     };
-    let (staged, _) = tree
-        .staging
-        .begin(ContentHash::of(text.as_bytes()), text.len() as u64)
+    stage_bytes(tree, text.as_bytes())?;
+    let (staged, _) = instantiate(tree, &entry, tree.owner)?;
+    Ok(staged)
+}
+
+/// Brings a content of ours into staging.
+pub(super) fn stage_bytes(tree: &LocalTree, bytes: &[u8]) -> Result<(), String> {
+    tree.staging
+        .begin(ContentHash::of(bytes), bytes.len() as u64)
         .and_then(|mut incoming| {
             let have = usize::try_from(incoming.have())
                 .unwrap_or(0)
-                .min(text.len());
-            incoming.append(have as u64, &text.as_bytes()[have..])?;
+                .min(bytes.len());
+            incoming.append(have as u64, &bytes[have..])?;
             incoming.finish()
         })
         .map_err(|error| error.to_string())
-        .and_then(|()| instantiate(tree, &entry, tree.owner))?;
-    Ok(staged)
+}
+
+/// Puts what was merged of a round's conflicts into the tree. All of it makes another round
+/// necessary: what was merged is yet to be sent, and what was refused is a conflict again.
+pub(super) fn apply_merged(
+    tree: &LocalTree,
+    journal: &Journal,
+    round: &mut Round,
+    contents: &Contents,
+) -> Result<Vec<(RelPath, String)>, Error> {
+    let merged = merge_found(tree, round, contents);
+    let ops = merged
+        .iter()
+        .map(|merged| (merged.op.clone(), Origin::Local));
+    let results = tree.carry_out(round, ops.collect());
+    let (mut done, mut unfinished) = (Vec::new(), Vec::new());
+    for (merged, result) in merged.into_iter().zip(results) {
+        match result {
+            DoorResult::Done { ino, .. } => {
+                let reason = "it was merged, and the result is yet to be sent".to_owned();
+                unfinished.push((merged.path.clone(), reason));
+                done.push((merged, ino));
+            }
+            DoorResult::Refused { reason } => unfinished.push((merged.path, reason)),
+        }
+    }
+    rebase(journal, round, done)?;
+    Ok(unfinished)
 }
 
 /// The name of the explanation beside what is kept of a Git directory.

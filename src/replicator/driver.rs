@@ -16,12 +16,12 @@ use crate::tree::{ContentHash, Id, RelPath};
 use crate::wire::message::{AgentHello, MountHello, Refusal, ToAgent, ToMount};
 use crate::wire::version::Introduction;
 
-use super::apply::{UNIT_INFO, apply};
+use super::apply::{UNIT_INFO, apply, apply_merged};
 use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus};
 use super::link::Session;
 use super::machine::{Command, Event, LinkState, Machine, Planned};
 use super::round::{Orders, Resolution, Resume, Round, plan};
-use super::{Error, store};
+use super::{Error, merge, store};
 
 /// Bytes of content in one message.
 const STRETCH: usize = 256 * 1024;
@@ -502,6 +502,7 @@ impl Driver {
         }
         self.forget_staged();
         self.forget_kept();
+        self.keep_contents();
         self.prune(n);
         Event::Accepted(n)
     }
@@ -522,6 +523,24 @@ impl Driver {
                     tracing::warn!(%error, "a content stays in staging until the next mount");
                     return;
                 }
+            }
+        });
+    }
+
+    /// Small texts that both sides have just agreed on are kept, so that what becomes of
+    /// them can be told and merged in a conflict.
+    fn keep_contents(&self) {
+        let (Some(round), Some(contents)) = (&self.round, &self.context.contents) else {
+            return;
+        };
+        let worth = merge::worth_keeping(&lock(round));
+        if worth.is_empty() {
+            return;
+        }
+        let (tree, contents) = (self.context.tree.clone(), Arc::clone(contents));
+        spawn_blocking(move || {
+            if let Err(error) = merge::keep(&tree, &contents, worth) {
+                tracing::warn!(%error, "the content of a base is not kept");
             }
         });
     }
@@ -575,10 +594,18 @@ impl Driver {
             return Err(Error::Worker("the round is in use".to_owned()));
         };
         let mut round = Box::new(round.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let contents = self.context.contents.clone().filter(|_| self.context.merge);
         spawn_blocking(move || {
-            let result = store::announce_artefacts(&journal, &round)
-                .and_then(|()| apply(&tree, &journal, &mut round))
-                .and_then(|refused| store::open_conflicts(&journal, &round).map(|()| refused));
+            let merged = match contents {
+                Some(contents) => apply_merged(&tree, &journal, &mut round, &contents),
+                None => Ok(Vec::new()),
+            };
+            let result = merged.and_then(|mut unfinished| {
+                store::announce_artefacts(&journal, &round)?;
+                unfinished.extend(apply(&tree, &journal, &mut round)?);
+                store::open_conflicts(&journal, &round)?;
+                Ok(unfinished)
+            });
             let _ = finished.send((number, Finished::Applied { round, result }));
         });
         Ok(())

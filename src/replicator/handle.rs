@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mirrorfs_journal::Journal;
+use mirrorfs_journal::{Contents, Journal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -43,6 +43,10 @@ pub struct Context {
     pub name_artefacts: Arc<AtomicBool>,
     /// Changes on this side were found by a scan since the last clean stop.
     pub scanned: bool,
+    /// Text that was edited in different places merges by itself.
+    pub merge: bool,
+    /// Where small texts are kept as both sides agreed on them, if that can be had.
+    pub contents: Option<Arc<Contents>>,
     /// Decide, tell, and change nothing on either side.
     pub dry_run: bool,
     /// How long nothing may be heard from the peer before its link is given up.

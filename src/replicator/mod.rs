@@ -13,6 +13,7 @@ mod driver;
 pub mod handle;
 mod link;
 pub mod machine;
+mod merge;
 pub mod moves;
 mod repositories;
 pub mod round;

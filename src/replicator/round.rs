@@ -385,7 +385,7 @@ fn read_indexes(journal: &Journal, cut: &Cut, scope: &mut Scope) -> Result<(), E
     Ok(())
 }
 
-fn read_at(cut: &Cut, path: &RelPath, ino: Ino, size: u64) -> Result<Vec<u8>, String> {
+pub(super) fn read_at(cut: &Cut, path: &RelPath, ino: Ino, size: u64) -> Result<Vec<u8>, String> {
     let file = cut.open(ino, path).map_err(|error| error.to_string())?;
     let mut bytes = vec![0; usize::try_from(size).map_err(|error| error.to_string())?];
     let mut filled = 0;

@@ -96,7 +96,7 @@ fn show_tells_all_there_is_to_know() {
 fn diff_compares_the_two_versions() {
     let mut pair = in_conflict();
     let outcome = conflicts(&pair, "diff", "dir/notes", &[]).ok();
-    for line in ["-mine\n", "+theirs\n"] {
+    for line in ["-base\n+mine\n", "-base\n+theirs\n"] {
         assert!(outcome.stdout.contains(line), "{outcome}");
     }
     let (here, copy) = (pair.here("dir/notes"), pair.copies().remove(0));

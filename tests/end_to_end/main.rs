@@ -22,6 +22,7 @@ mod link;
 mod live;
 mod log;
 mod lost_journal;
+mod merging;
 mod nth;
 mod odd_files;
 mod ordinary_user;
