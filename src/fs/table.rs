@@ -453,6 +453,10 @@ fn drop_unused(nodes: &mut Nodes, ino: Ino, gone: &mut Vec<Ino>) {
             unused.push(parent);
         }
     }
+    // The kernel forgets by the million when memory is short.
+    if nodes.capacity() > 8 * nodes.len() + 4096 {
+        nodes.shrink_to(2 * nodes.len());
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Random, Sandbox, rounds};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{Random, Role, Sandbox, assert_same, rounds};
 use crate::view::{View, xattrs};
 
 /// A mount, and the directory below it by a descriptor that was opened before.
@@ -103,6 +105,58 @@ impl Covered {
 const TREE: &str = "mkdir -p d/sub e; for i in $(seq 30); do echo \"content $i\" >d/f$i; done
     head -c 300000 /dev/zero | tr '\\0' a >large; echo one >replaced; echo one >edited
     ln -s one link; ln edited hard; setfattr -n user.note -v one edited";
+
+/// The daemon, standing still until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(sandbox: &Sandbox) -> Self {
+        let daemon = sandbox.processes_of(Role::Daemon)[0].pid;
+        let daemon = Pid::from_raw(daemon.cast_signed()).unwrap();
+        kill_process(daemon, Signal::STOP).unwrap();
+        Self(daemon)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill_process(self.0, Signal::CONT).ok();
+    }
+}
+
+/// "Reads never leave the kernel once warm": what is known can be walked, opened, read,
+/// mapped and closed, and what is known to be missing missed, while nobody answers.
+#[test]
+fn what_is_known_costs_no_request() {
+    let covered = Covered::new(TREE);
+    let look = "timeout -s KILL 30 python3 -c \"
+import hashlib, mmap, os
+seen = hashlib.sha256()
+def note(*what): seen.update(repr(what).encode())
+for dir, dirs, names in os.walk('.'):
+    dirs.sort(); note(dir, dirs, sorted(names), os.stat(dir))
+    for name in sorted(names):
+        path = os.path.join(dir, name); note(path, os.lstat(path))
+        if os.path.islink(path): note(os.readlink(path)); continue
+        # Not open(): that asks whether it is a terminal, and ioctl always asks the daemon.
+        f = os.open(path, os.O_RDONLY)
+        note(os.read(f, 1 << 20))
+        if os.fstat(f).st_size: note(mmap.mmap(f, 0, prot=mmap.PROT_READ)[:100])
+        os.close(f)
+    for missing in ('none', 'none.lock'):
+        try: os.stat(os.path.join(dir, missing))
+        except FileNotFoundError: note('missing')
+print(seen.hexdigest())\"";
+    let run = || covered.sandbox.sh(&covered.sandbox.tree(), look);
+    let before = run();
+    // What the first look has made known by asking is known at the second.
+    assert_eq!(run(), before);
+    let stopped = Stopped::new(&covered.sandbox);
+    assert_eq!(run(), before);
+    drop(stopped);
+    covered.check();
+    covered.down();
+}
 
 /// Changes by the peer: of everything that the kernel has cached.
 #[test]
@@ -209,6 +263,38 @@ os.pwrite(fd, b'written', 10)
     }
     covered.sandbox.flush();
     covered.check();
+    covered.down();
+}
+
+/// "Files below the mount changed behind its back are found at the next recovery scan": by
+/// a program that was inside before, or through another way to the disk.
+#[test]
+fn what_changes_behind_the_mount_is_found_by_the_next() {
+    let mut covered = Covered::new(TREE);
+    covered.check();
+    let lower = covered.lower();
+    std::fs::write(lower.join("d/f1"), "behind").unwrap();
+    std::fs::remove_file(lower.join("d/f2")).unwrap();
+    std::fs::rename(lower.join("d/f3"), lower.join("e/f3")).unwrap();
+    std::fs::create_dir(lower.join("later")).unwrap();
+    std::fs::write(lower.join("later/in"), "behind").unwrap();
+    std::fs::write(lower.join("t"), "behind").unwrap();
+    std::fs::rename(lower.join("t"), lower.join("replaced")).unwrap();
+    // Meanwhile somebody works in the mount, on other files and on one of these.
+    covered.here("echo more >>d/f4; echo more >>d/f1; mv d/f5 d/f6");
+    covered.sandbox.try_umount().ok();
+    covered.sandbox.assert_down();
+    covered.lower = File::open(covered.sandbox.tree()).unwrap();
+    covered
+        .sandbox
+        .mount()
+        .expect_said(&["new", "changed", "removed"]);
+    covered.check();
+    covered.sandbox.flush();
+    assert_same(&covered.sandbox.tree(), &covered.sandbox.peer());
+    let content = std::fs::read_to_string(covered.sandbox.peer().join("d/f1")).unwrap();
+    // Appended to what the kernel took for the end: of this nobody can be warned in time.
+    assert_eq!(content, "behind\0\0\0\0more\n");
     covered.down();
 }
 

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use crate::first_contact::PROJECT;
 use crate::support::compare::{compare, differences, read};
-use crate::support::{PROMPT, Sandbox, eventually, wait_until};
+use crate::support::disk::Disk;
+use crate::support::{PROMPT, Sandbox, assert_same, eventually, wait_until};
 
 /// The whole day of an ordinary user: mount, work, flush, a crash, unmount.
 #[test]
@@ -92,6 +94,45 @@ assert os.stat("read-only").st_size == 40000
         40_000
     );
     sandbox.umount();
+}
+
+/// "The unprivileged mount does the same job: Git, cargo and npm work in it." (npm needs
+/// its registry: `tests/real_work.rs`.)
+#[test]
+fn git_and_cargo_work_in_the_mount_of_an_ordinary_user() {
+    let sandbox = Sandbox::of_ordinary_user();
+    // The toolchain may lie in a home that is closed to others.
+    let cargo = PathBuf::from(std::env::var_os("CARGO").expect("CARGO, which cargo sets"));
+    let sysroot = cargo.ancestors().nth(2).unwrap();
+    let toolchain = sandbox.root().join("toolchain");
+    let _bound = if rustix::process::getuid().is_root() {
+        Some(Disk::mounted(
+            &["--bind", &sysroot.display().to_string()],
+            &toolchain,
+        ))
+    } else {
+        std::os::unix::fs::symlink(sysroot, &toolchain).unwrap();
+        None
+    };
+    sandbox.mount();
+    sandbox.sh(
+        &sandbox.tree(),
+        r#"PATH="$PWD/../toolchain/bin:$PATH"; umask 022
+        cargo new --quiet --lib made; cd made
+        echo 'fn main() { println!("cargo:rustc-env=BUILT=yes"); }' >build.rs
+        mkdir src/bin; echo 'fn main() { println!("{} {}", made::add(40, 2), env!("BUILT")); }' >src/bin/say.rs
+        [ "$(cargo run --quiet --offline)" = "42 yes" ]
+        cargo test --quiet --offline >/dev/null
+        cargo build --offline 2>&1 | grep -q Compiling && exit 1
+        touch src/lib.rs; cargo build --offline 2>&1 | grep -q Compiling
+        git add .; git commit -qm one; git gc -q; git fsck --strict; cd ..
+        git clone -q made copy; cd copy; git switch -qc topic; git mv src lib; git commit -qam two
+        git switch -q -; git merge -q topic; [ -z "$(git status --porcelain)" ]
+        cd ../made; git clean -qfdx; [ -z "$(git status --porcelain)" ]"#,
+    );
+    sandbox.flush();
+    sandbox.umount();
+    assert_same(&sandbox.tree(), &sandbox.peer());
 }
 
 /// What the user may not read is listed, and does not stop the rest.
