@@ -94,6 +94,12 @@ impl Filesystem {
         })
     }
 
+    /// Where the oldest cut is that anybody still has.
+    pub(super) fn oldest_cut(&self) -> Option<u64> {
+        let cuts = self.cuts.lock();
+        cuts.iter().map(|cut| cut.mark.n).min()
+    }
+
     fn each_cut(&self, mut each: impl FnMut(&CutState)) {
         if self.open_cuts.load(Ordering::Acquire) == 0 {
             return;

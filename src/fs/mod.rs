@@ -28,7 +28,6 @@ mod table;
 pub(crate) mod tests;
 mod trash;
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
@@ -52,6 +51,7 @@ use cut::CutState;
 use descriptors::Descriptors;
 use door::Registry;
 use problems::Problems;
+use record::Changed;
 use table::Table;
 
 /// Why the filesystem cannot do what its owner asked for.
@@ -137,7 +137,7 @@ pub struct Filesystem {
     cuts: Mutex<Vec<Arc<CutState>>>,
     open_cuts: AtomicUsize,
     /// The number of the last change of a node's content or attributes.
-    changed: Mutex<HashMap<Ino, u64>>,
+    changed: Mutex<Changed>,
     /// How often a name changed.
     names_changed: AtomicU64,
     poisoned: OnceLock<String>,
@@ -164,7 +164,7 @@ impl Filesystem {
             namespace: RwLock::new(()),
             cuts: Mutex::new(Vec::new()),
             open_cuts: AtomicUsize::new(0),
-            changed: Mutex::new(HashMap::new()),
+            changed: Mutex::new(Changed::default()),
             names_changed: AtomicU64::new(0),
             poisoned: OnceLock::new(),
             door: Arc::new(Registry::default()),

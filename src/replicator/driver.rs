@@ -26,9 +26,6 @@ use super::{Error, merge, store};
 /// Bytes of content in one message.
 const STRETCH: usize = 256 * 1024;
 
-/// After how many changes the filesystem may forget which nodes changed when.
-const PRUNE_EVERY: u64 = 10_000;
-
 /// How many things a batch makes on the peer. What there is beyond that goes as further
 /// ones.
 const MOST: usize = 50_000;
@@ -79,7 +76,6 @@ pub(super) struct Driver {
         mpsc::UnboundedReceiver<Numbered>,
     ),
     last_stderr: Option<String>,
-    pruned: u64,
     /// What the last round could not do, and what the agent says it cannot.
     problems: (Problems, Problems),
     /// When rounds have deleted files here, and which.
@@ -125,7 +121,6 @@ impl Driver {
             finished: mpsc::unbounded_channel(),
             reports: Arc::default(),
             last_stderr: None,
-            pruned: 0,
             problems: Default::default(),
             gathering: None,
             deleted: Vec::new(),
@@ -503,7 +498,6 @@ impl Driver {
         self.forget_staged();
         self.forget_kept();
         self.keep_contents();
-        self.prune(n);
         Event::Accepted(n)
     }
 
@@ -561,26 +555,6 @@ impl Driver {
                         tracing::warn!(%error, name, "stays in .mirrorfs/conflicts");
                     }
                 }
-            }
-        });
-    }
-
-    /// The filesystem remembers when each node changed for the sake of decisions that
-    /// are older. None is older than the cursor of the peer that is furthest behind.
-    fn prune(&mut self, n: u64) {
-        if n < self.pruned + PRUNE_EVERY {
-            return;
-        }
-        self.pruned = n;
-        let (journal, filesystem) = (
-            self.context.journal.clone(),
-            self.context.tree.filesystem.clone(),
-        );
-        spawn_blocking(move || {
-            let peers = journal.snapshot().and_then(|snapshot| snapshot.peers());
-            match peers.map(|peers| peers.iter().map(|peer| peer.cursor).min()) {
-                Ok(oldest) => filesystem.prune_changes(oldest.unwrap_or(0)),
-                Err(error) => tracing::warn!(%error, "cannot tell how far the peers are"),
             }
         });
     }
