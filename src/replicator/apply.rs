@@ -17,7 +17,7 @@ use super::batch::Step;
 use super::conflict::{explanation, kept_name, unit_explanation};
 use super::merge::{merge_found, rebase};
 use super::round::{Found, Round};
-use super::scope::LocalNode;
+use super::scope::{LocalNode, only_local};
 
 /// The mounted side's tree, as far as the replicator changes it.
 #[derive(Clone)]
@@ -134,9 +134,7 @@ fn holds_only_local(journal: &Journal, path: &RelPath) -> Result<bool, Error> {
     let Some(directory) = snapshot.at(path)? else {
         return Ok(false);
     };
-    let children = snapshot.children(directory.id)?;
-    let local = |node: &mirrorfs_journal::Node| node.artefact || node.attr.kind == Kind::Special;
-    Ok(!children.is_empty() && children.iter().all(|(_, child)| local(child)))
+    Ok(only_local(&snapshot, directory.id)?)
 }
 
 fn removal(path: &RelPath, node: LocalNode, round: &Round) -> (RelPath, DoorOp) {

@@ -175,6 +175,10 @@ pub struct Round {
     pub refused: BTreeSet<RelPath>,
     /// What local steps made, by path, with the number of the change.
     pub placed: HashMap<RelPath, (Ino, u64)>,
+    /// Which way changes travel.
+    pub policy: Policy,
+    /// Whether that is another way than in earlier rounds, so that it looked at everything.
+    pub policy_is_news: bool,
     /// Whether anything was left over by earlier rounds.
     pub had_unsettled: bool,
     /// Whether it leaves something for another round.
@@ -211,6 +215,12 @@ pub fn plan(
         return Err(Error::UnknownPeer);
     };
     let unsettled = load_unsettled(&snapshot, peer.id)?;
+    // What another policy has held back is looked at again.
+    let policy_is_news = store::policy_is_news(&snapshot, peer.id, orders.policy)?;
+    let looked_at = Peer {
+        cursor: if policy_is_news { 0 } else { peer.cursor },
+        ..peer.clone()
+    };
     let mut conflicts: Vec<Conflict> = snapshot
         .conflicts()?
         .into_iter()
@@ -227,7 +237,7 @@ pub fn plan(
     let mut hashed: Vec<(NodeId, u64, ContentHash)> = Vec::new();
     let mut scope = gather(
         &snapshot,
-        &peer,
+        &looked_at,
         &unsettled,
         &artefacts,
         &|path| orders.resolutions.contains_key(path),
@@ -295,6 +305,8 @@ pub fn plan(
     round.moved = moved;
     round.resume = orders.resume;
     round.resolutions.clone_from(&orders.resolutions);
+    round.policy = orders.policy;
+    round.policy_is_news = policy_is_news;
     round.had_unsettled = !unsettled.is_empty();
     let planned = summarise(&mut round, &snapshot, orders)?;
     round
@@ -807,6 +819,8 @@ fn assemble(
         missing: HashSet::new(),
         refused: BTreeSet::new(),
         placed: HashMap::new(),
+        policy: Policy::TwoWay,
+        policy_is_news: false,
         had_unsettled: false,
         more: false,
         resume: None,

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use mirrorfs_journal::{Base, Error, Node, Peer, Snapshot};
+use mirrorfs_journal::{Base, Error, Node, Peer, Snapshot, View};
 use serde::{Deserialize, Serialize};
 
 use crate::reconcile::{Git, Sides};
@@ -126,6 +126,23 @@ pub fn carried(node: &Node, hash: impl FnOnce() -> Option<ContentHash>) -> Optio
     })
 }
 
+/// Whether a directory holds something, and nothing of it is mirrored.
+pub(super) fn only_local(view: &View, directory: NodeId) -> Result<bool, Error> {
+    let mut left = vec![directory];
+    let mut found = false;
+    while let Some(directory) = left.pop() {
+        for (_, child) in view.children(directory)? {
+            match child.attr.kind {
+                _ if child.artefact => found = true,
+                Kind::Special => found = true,
+                Kind::Directory => left.push(child.id),
+                Kind::File | Kind::Symlink => return Ok(false),
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Collects the names that may differ between the sides, with their three legs. Of Git
 /// directories whose conflict somebody `decided` about, everything is looked at.
 pub fn gather(
@@ -232,6 +249,18 @@ pub fn gather(
             scope.git.units.insert(unit);
         }
         let remote = observed.cloned().unwrap_or_else(|| base.clone());
+        // A directory that is left with nothing but what stays local counts as absent.
+        let local_entry = match (&local, local_entry) {
+            (Some(node), Some(entry))
+                if entry.content == Content::Directory
+                    && base.is_none()
+                    && remote.is_none()
+                    && only_local(snapshot, node.id)? =>
+            {
+                None
+            }
+            (_, entry) => entry,
+        };
         // What is new needs its directory on the other side, which may never have had it,
         // or may have something else there by now.
         if base.is_none()

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use mirrorfs_journal::{BaseChange, Durability, Journal, Update};
 
-use crate::reconcile::{Decision, Held};
+use crate::reconcile::{Decision, Held, Policy};
 use crate::tree::{Content, ContentHash, Ino, PeerId, RelPath};
 use crate::wire::message::{AgentHello, Divergence, MountHello, Observation, Op, Revision};
 
@@ -363,6 +363,28 @@ pub fn forget_peer(journal: &Journal, peer: PeerId) -> Result<(), Error> {
     Ok(())
 }
 
+fn policy_key(peer: PeerId) -> String {
+    format!("policy.{}", peer.0)
+}
+
+fn policy_code(policy: Policy) -> [u8; 1] {
+    [match policy {
+        Policy::TwoWay => 0,
+        Policy::PushOnly => 1,
+        Policy::PullOnly => 2,
+    }]
+}
+
+/// Whether the rounds so far have had another policy than this.
+pub(super) fn policy_is_news(
+    view: &mirrorfs_journal::View,
+    peer: PeerId,
+    policy: Policy,
+) -> Result<bool, Error> {
+    let known = view.setting(&policy_key(peer))?;
+    Ok(known.is_some_and(|known| known != policy_code(policy)))
+}
+
 fn kept_key(peer: PeerId) -> String {
     format!("kept.{}", peer.0)
 }
@@ -528,6 +550,9 @@ struct Notes {
     had_unsettled: bool,
     /// What was decided and a person may want to know.
     decisions: Vec<(RelPath, String)>,
+    /// The policy by which everything has been looked at.
+    policy: Option<Policy>,
+    policy_is_news: bool,
 }
 
 impl Notes {
@@ -581,6 +606,10 @@ impl Notes {
             unsettled: round.unsettled.clone(),
             had_unsettled: round.had_unsettled,
             decisions: noteworthy(round),
+            // Not before the last part of what there was to look at.
+            policy: (!round.more && round.braked.is_none() && round.gathering.is_none())
+                .then_some(round.policy),
+            policy_is_news: round.policy_is_news,
         }
     }
 
@@ -592,6 +621,7 @@ impl Notes {
             && self.unsettled.is_empty()
             && !self.had_unsettled
             && self.decisions.is_empty()
+            && !self.policy_is_news
     }
 
     /// Observations that led to a decision are spent, unless a newer one took their place.
@@ -625,6 +655,12 @@ impl Notes {
         for (path, ino) in &self.placed {
             if update.node_by_ino(*ino)?.is_none() {
                 unsettled.paths.insert(path.clone());
+            }
+        }
+        if let Some(policy) = self.policy {
+            let (key, code) = (policy_key(peer), policy_code(policy));
+            if update.setting(&key)?.as_deref() != Some(&code[..]) {
+                update.set_setting(&key, &code)?;
             }
         }
         for (path, what) in &self.decisions {

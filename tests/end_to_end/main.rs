@@ -23,6 +23,7 @@ mod live;
 mod log;
 mod lost_journal;
 mod merging;
+mod modes;
 mod nth;
 mod odd_files;
 mod ordinary_user;

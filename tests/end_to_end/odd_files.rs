@@ -82,6 +82,38 @@ fn a_special_file_is_not_replaced_by_what_the_peer_has() {
     sandbox.umount();
 }
 
+/// "Ignored or held-back files are never deleted by a deletion from the other side; a
+/// directory left with nothing else counts as absent and is not brought back."
+#[test]
+fn a_directory_left_with_what_stays_local_is_not_brought_back() {
+    let sandbox = Sandbox::new();
+    let (tree, peer) = (sandbox.tree(), sandbox.peer());
+    sandbox.sh(
+        &tree,
+        "mkdir -p d/sub; mkfifo d/sub/pipe; echo x >d/x; echo x >d/sub/x",
+    );
+    sandbox.mount();
+    sandbox.flush();
+    sandbox.sh(&peer, "rm -r d");
+    sandbox.flush();
+    assert_eq!(sandbox.sh(&tree, "find d | sort"), "d\nd/sub\nd/sub/pipe\n");
+    // Nor when something happens in it, nor when everything is looked at again.
+    sandbox.sh(&tree, "mkfifo d/another; mv d/sub d/moved");
+    sandbox.flush();
+    assert!(!peer.join("d").exists());
+    sandbox.kill_daemon();
+    sandbox.mount();
+    sandbox.flush();
+    assert!(!peer.join("d").exists());
+    // With something that is mirrored it is a directory like any other.
+    sandbox.sh(&tree, "echo y >d/moved/y");
+    sandbox.flush();
+    assert_eq!(
+        sandbox.sh(&peer, "find d | sort"),
+        "d\nd/moved\nd/moved/y\n"
+    );
+}
+
 /// A special file on the peer stays there, and does not come in.
 #[test]
 fn special_files_of_the_peer_stay_there() {
