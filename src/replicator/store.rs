@@ -126,8 +126,9 @@ pub(super) fn observe(
 /// Stores one observation unless it says what the base says: such a one is an echo, or
 /// the end of an older one.
 ///
-/// But the older one may be what the round that is under way takes in, and the base with
-/// it: then this one is news to the round that follows, and takes the older one's place.
+/// But the round that is under way may be about to change the base, here by what it takes
+/// in, or there by what it sends and somebody undid at once: then this one is news to the
+/// round that follows.
 fn note(
     update: &Update<'_>,
     peer: PeerId,
@@ -139,9 +140,6 @@ fn note(
     if base.as_ref().map(|base| &base.entry) == entry {
         if !in_round {
             update.forget_observation(peer, path)?;
-            return Ok(false);
-        }
-        if !update.is_observed(peer, path)? {
             return Ok(false);
         }
     }

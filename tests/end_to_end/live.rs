@@ -233,6 +233,43 @@ print('seen')
     sandbox.umount();
 }
 
+/// What a user of the peer deletes the moment it arrives, before the agent has looked at
+/// what it placed, is deleted here too, and does not stay unnoticed for ever.
+#[test]
+fn what_is_deleted_as_soon_as_it_arrives_is_deleted() {
+    let sandbox = Sandbox::new();
+    // Enough of them for the deletions not to be taken for a wipe.
+    sandbox.sh(
+        &sandbox.tree(),
+        "for i in $(seq 400); do echo k >keep$i; done",
+    );
+    sandbox.mount();
+    sandbox.flush();
+    let tree = sandbox.tree();
+    for i in 0..100 {
+        let (here, there) = (
+            tree.join(format!("f{i}")),
+            sandbox.peer().join(format!("f{i}")),
+        );
+        // At once with its content: an edit of what was deleted would be kept.
+        fs::write(tree.join("new"), "x").unwrap();
+        fs::rename(tree.join("new"), &here).unwrap();
+        let begin = std::time::Instant::now();
+        while fs::remove_file(&there).is_err() {
+            assert!(begin.elapsed() < PROMPT, "{} never came", there.display());
+        }
+    }
+    sandbox.flush();
+    let left = |dir: &std::path::Path| -> usize {
+        let names = fs::read_dir(dir).unwrap().flatten();
+        names
+            .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"f"))
+            .count()
+    };
+    assert_same(&sandbox.tree(), &sandbox.peer());
+    assert_eq!(left(&tree), left(&sandbox.peer()));
+}
+
 /// "Own changes bounced back as if they were the other side's (echo)": once both sides
 /// are the same, nothing but pings crosses the link, and no number moves.
 #[test]

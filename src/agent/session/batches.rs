@@ -175,6 +175,9 @@ impl Engine {
         }
         for path in &outcome.recheck {
             self.observer.look(path, true)?;
+            // The other side is about to believe that the step's result is here; that there
+            // is nothing, as the index knows already, is news to it.
+            self.observer.renew(path)?;
         }
         for divergence in &outcome.diverged {
             if let Some(path) = paths.get(divergence.op as usize) {
