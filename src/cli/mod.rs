@@ -1,15 +1,18 @@
 //! The command line: one file per command.
 
 mod agent;
+mod attach;
 mod conflicts;
 mod daemon;
 mod demo;
+mod detach;
 mod door;
 mod duration;
 mod log;
 mod mount;
 mod peer;
 mod recover;
+mod relay;
 mod render;
 mod resume;
 mod status;
@@ -53,11 +56,17 @@ enum Command {
     Trash(trash::Trash),
     Resume(resume::Resume),
     Peer(peer::Peer),
+    Attach(attach::Attach),
+    Detach(detach::Detach),
     Agent(agent::Agent),
     Recover(recover::Recover),
     Demo(demo::Demo),
     #[command(hide = true)]
     Daemon(daemon::Daemon),
+    #[command(hide = true)]
+    Attached(attach::Attached),
+    #[command(hide = true)]
+    Relay(relay::Relay),
     #[command(hide = true)]
     Door(door::Door),
 }
@@ -66,7 +75,7 @@ impl Cli {
     /// What is logged unless `MIRRORFS_LOG` says otherwise.
     pub fn log_level(&self) -> &'static str {
         match &self.command {
-            Command::Daemon(_) | Command::Door(_) => "info",
+            Command::Daemon(_) | Command::Door(_) | Command::Attached(_) => "info",
             Command::Mount(mount) if mount.foreground => "info",
             Command::Sync(sync) if sync.verbose => "info",
             _ => "warn",
@@ -85,6 +94,10 @@ impl Cli {
             Command::Trash(command) => command.run(),
             Command::Resume(command) => command.run(),
             Command::Peer(command) => command.run(),
+            Command::Attach(command) => command.run(),
+            Command::Detach(command) => command.run(),
+            Command::Attached(command) => command.run(),
+            Command::Relay(command) => command.run(),
             Command::Agent(command) => command.run(),
             Command::Recover(command) => command.run(),
             Command::Demo(command) => command.run(),
@@ -114,6 +127,7 @@ impl Announce for Terminal {
             Announcement::Note(note) => complain(&format_args!("mirrorfs: {note}")),
             Announcement::Warning(warning) => complain(&format_args!("warning: {warning}")),
             Announcement::Ready(ready) => print(ready),
+            Announcement::Attached(attachment) => print(attachment),
             Announcement::Failed(failure) => complain(&failure),
         }
     }

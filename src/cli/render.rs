@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::daemon::attach::{AttachState, Attachment};
 use crate::daemon::control::{Flushed, Outcome};
 use crate::daemon::status::{MountState, Peer, PeerState, Status};
 
@@ -88,6 +89,35 @@ fn told(peer: &Peer) -> String {
         pending(peer.pending_changes, peer.pending_bytes),
         peer.url
     )
+}
+
+/// A directory that is attached to a mount elsewhere.
+pub(super) fn attachment(attachment: &Attachment) -> String {
+    let mut rows = Rows::default();
+    rows.row("directory", attachment.dir.clone());
+    let name = attachment.name.as_ref();
+    let name = name.map_or_else(String::new, |name| format!(", its peer {name}"));
+    rows.row(
+        attachment.state.word(),
+        format!("to {}{name}", attachment.to),
+    );
+    if let (Some(transport), Some(reason)) = (&attachment.transport, &attachment.transport_reason) {
+        rows.row("", format!("by {transport}: {reason}"));
+    }
+    if let Some(error) = &attachment.last_error {
+        rows.row("", error.clone());
+    }
+    match attachment.state {
+        AttachState::Unreachable => {
+            rows.row("next", "nothing: it is tried again by itself".into());
+        }
+        AttachState::Detached => rows.row(
+            "next",
+            format!("mirrorfs attach {} {}", attachment.to, attachment.dir),
+        ),
+        AttachState::Attached | AttachState::Connecting => {}
+    }
+    rows.print()
 }
 
 fn peer(rows: &mut Rows, peer: &Peer) {

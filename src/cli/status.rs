@@ -8,7 +8,7 @@ use clap::Args;
 use super::{print, render};
 use crate::daemon::control::{Client, Request, Response};
 use crate::daemon::state::{MirrorDir, Record, StateDir};
-use crate::daemon::{Exit, Failure, OrFail, locate, report, status};
+use crate::daemon::{Exit, Failure, OrFail, attach, locate, report, status};
 
 /// How long a daemon that is starting or ending is waited for, and how often it is looked
 /// for meanwhile.
@@ -31,14 +31,16 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         let state = StateDir::find()?;
-        let mirrors = match &self.dir {
-            Some(dir) => vec![locate::require(&state, dir)?],
-            None => match locate::find(&state, Path::new("."))? {
-                Some(found) => vec![found],
-                None => state.all()?,
+        let here = self.dir.as_deref().unwrap_or(Path::new("."));
+        let (mirrors, attached) = match locate::find(&state, here)? {
+            Some(found) => (vec![found], Vec::new()),
+            None => match (attach::find(&state, here)?, &self.dir) {
+                (Some(found), _) => (Vec::new(), vec![found]),
+                (None, Some(dir)) => (vec![locate::require(&state, dir)?], Vec::new()),
+                (None, None) => (state.all()?, attach::all(&state)?),
             },
         };
-        if mirrors.is_empty() {
+        if mirrors.is_empty() && attached.is_empty() {
             return Err(
                 Failure::new("there are no mirrors").hint("mirrorfs mount DIR PEER makes one")
             );
@@ -56,6 +58,16 @@ impl Status {
                     print("");
                 }
                 print(render::status(&status).trim_end());
+            }
+        }
+        for (dir, record) in &attached {
+            let attachment = dir.status(record)?;
+            exit = exit.and(attachment.state.exit());
+            if self.json {
+                let text = serde_json::to_string_pretty(&attachment);
+                print(text.or_fail(|| "cannot print the status".into())?);
+            } else {
+                print(render::attachment(&attachment).trim_end());
             }
         }
         Ok(exit)

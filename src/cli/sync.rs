@@ -1,22 +1,30 @@
 //! `mirrorfs sync`.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
 use super::status::{reach, unexpected};
 use super::{Terminal, complain, duration, print, render};
+use crate::daemon::attach::{self, AttachDir, AttachState};
 use crate::daemon::control::{Client, Flushed, Request, Response};
 use crate::daemon::once::{self, Round};
 use crate::daemon::site::Order;
 use crate::daemon::state::{MirrorDir, Mode, Record, StateDir};
 use crate::daemon::status::Status;
-use crate::daemon::{Exit, Failure, locate};
+use crate::daemon::{Exit, Failure, OrFail, locate};
+use crate::transport::PeerUrl;
+
+/// How long a directory that is not attached just now may take to be attached again, and
+/// how often that is looked at.
+const ATTACHING: Duration = Duration::from_secs(15);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Exchange all changes with the peers
 ///
-/// On a mount, waits until everything that is known on both sides has been exchanged.
+/// On a mount, or in a directory that is attached to one elsewhere, waits until everything
+/// that is known on both sides has been exchanged.
 /// Without one, exchanges one round by scanning the directory. Exit code 0 means that the
 /// peers durably hold everything.
 #[derive(Args, Debug)]
@@ -55,10 +63,16 @@ impl Sync {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         let state = StateDir::find()?;
         let dir = self.dir.clone().unwrap_or_else(|| PathBuf::from("."));
-        let found = if self.peer.is_some() {
-            locate::find(&state, &dir)?
-        } else {
-            Some(locate::require(&state, &dir)?)
+        let found = locate::find(&state, &dir)?;
+        if found.is_none()
+            && self.peer.is_none()
+            && let Some((place, record)) = attach::find(&state, &dir)?
+        {
+            return self.attached(&place, &record);
+        }
+        let found = match found {
+            None if self.peer.is_none() => Some(locate::require(&state, &dir)?),
+            found => found,
         };
         if let Some((mirror, record)) = &found
             && let Some(daemon) = reach(mirror, record)?
@@ -92,6 +106,63 @@ impl Sync {
             _ => self.peer.clone(),
         };
         self.unmounted(tree, peer)
+    }
+
+    /// The directory is a peer of a mount elsewhere: the daemon there is asked, for this
+    /// peer only.
+    fn attached(&self, place: &AttachDir, record: &attach::Record) -> Result<Exit, Failure> {
+        let (dir, to) = (&record.dir, &record.to);
+        let away = |why: Option<String>| Failure {
+            causes: why.into_iter().collect(),
+            ..Failure::new(format!("{dir} is not attached to {to} now")).exit(Exit::Unreachable)
+        };
+        let Some(mut process) = Client::connect(place.path())? else {
+            return Err(away(None).hint(format!("mirrorfs attach {to} {dir}")));
+        };
+        let url = PeerUrl::parse(to).or_fail(|| "cannot use the mount".into())?;
+        let deadline = Instant::now() + self.timeout.min(ATTACHING);
+        loop {
+            let name = Self::attaching(&mut process, deadline)?.map_err(away)?;
+            let (mut daemon, _link) = attach::call(&url)?;
+            let request = Request::Flush {
+                peer: Some(name),
+                timeout_ms: duration::millis(self.timeout),
+            };
+            match daemon.call(request, Some(patience(self.timeout)))? {
+                // The link has broken, and this side has not noticed yet.
+                Response::Flushed(flushed)
+                    if flushed.exit() == Exit::Unreachable && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(LOOK);
+                }
+                Response::Flushed(flushed) => return Ok(self.say(&flushed)),
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// Waits until a directory is attached; its name over there, or why it is not.
+    fn attaching(
+        process: &mut Client,
+        deadline: Instant,
+    ) -> Result<Result<String, Option<String>>, Failure> {
+        let mut told = false;
+        loop {
+            let now = match process.call(Request::Attachment, None)? {
+                Response::Attachment(now) => *now,
+                other => return Err(unexpected(&other)),
+            };
+            match (now.state, now.name) {
+                (AttachState::Attached, Some(name)) => return Ok(Ok(name)),
+                _ if Instant::now() >= deadline => return Ok(Err(now.last_error)),
+                // What it has put off is tried at once.
+                (AttachState::Unreachable, _) if !told => {
+                    told = true;
+                    process.call(Request::Retry, None)?;
+                }
+                _ => std::thread::sleep(LOOK),
+            }
+        }
     }
 
     fn mounted(

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::attach::{AttachState, Attachment};
 use super::failure::Failure;
 
 /// One line of the readiness pipe.
@@ -14,6 +15,8 @@ pub enum Announcement {
     Warning(String),
     /// The mount is usable. Nothing follows.
     Ready(Ready),
+    /// A directory is attached, or being attached. Nothing follows.
+    Attached(Attachment),
     /// There is no mount. Nothing follows.
     Failed(Failure),
 }
@@ -46,6 +49,19 @@ impl std::fmt::Display for Ready {
                 }
                 Ok(())
             }
+        }
+    }
+}
+
+impl std::fmt::Display for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { dir, to, .. } = self;
+        match (self.state, &self.name) {
+            (AttachState::Attached, Some(name)) => {
+                write!(f, "{dir} is attached to {to}, as its peer {name}")
+            }
+            (AttachState::Detached, _) => write!(f, "{dir} is not attached to {to} any more"),
+            _ => write!(f, "{dir} is being attached to {to}"),
         }
     }
 }

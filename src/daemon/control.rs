@@ -8,13 +8,15 @@ mod client;
 mod server;
 
 pub use client::Client;
-pub use server::{Serve, Server};
+pub use server::{HandOver, Serve, Server};
 
 use serde::{Deserialize, Serialize};
 
+use super::attach::Attachment;
 use super::conflicts::{Choice, Detail};
 use super::exit::Exit;
 use super::failure::Failure;
+use super::state::MirrorIdText;
 use super::status::Status;
 use super::trash::Restored;
 use crate::replica::trash::{Kept, Removed};
@@ -71,6 +73,22 @@ pub enum Request {
         /// What to call it.
         name: Option<String>,
     },
+    /// Take this connection, after the answer, as the link to a peer whose agent is at its
+    /// other end.
+    Attach {
+        /// The machine that it is on, for people.
+        host: String,
+        /// Its directory there.
+        dir: String,
+        /// What to call it.
+        name: Option<String>,
+        /// Mirror and replica of the directory, if it has been a peer before.
+        identity: Option<Identity>,
+    },
+    /// Of whoever attaches a directory: how is it?
+    Attachment,
+    /// Of whoever attaches a directory: end.
+    Detach,
     /// Mirror to a peer no longer, and forget what was agreed with it.
     RemovePeer {
         /// Its name.
@@ -118,6 +136,15 @@ pub enum Request {
     },
 }
 
+/// Who a directory is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Identity {
+    /// The mirror that it belongs to.
+    pub mirror: MirrorIdText,
+    /// Itself.
+    pub replica: MirrorIdText,
+}
+
 /// What the daemon answers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "response", rename_all = "snake_case")]
@@ -161,6 +188,17 @@ pub enum Response {
         /// What its user should know.
         warnings: Vec<String>,
     },
+    /// To a peer that attaches itself.
+    Attached {
+        /// Its name.
+        name: String,
+        /// The tree that it mirrors.
+        tree: String,
+    },
+    /// To a question about an attached directory.
+    Attachment(Box<Attachment>),
+    /// To whoever ends an attachment: it ends right after this.
+    Detaching,
     /// To a peer that is to be removed.
     PeerRemoved {
         /// How many conflicts with it were open.

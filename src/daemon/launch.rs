@@ -18,10 +18,23 @@ const LOG_MAX: u64 = 8 << 20;
 /// Starts `mirrorfs daemon ARGUMENTS`, and returns once its mount is usable. What it
 /// says until then is passed on.
 pub fn start(arguments: Vec<OsString>, say: &mut dyn Announce) -> Result<Ready, Failure> {
+    match spawn("daemon", arguments, say)? {
+        Announcement::Ready(ready) => Ok(ready),
+        other => Err(Failure::new(format!("the daemon said {other:?}"))),
+    }
+}
+
+/// Starts `mirrorfs COMMAND ARGUMENTS` in the background, and returns with the last thing
+/// that it says through the readiness pipe. What it says before is passed on.
+pub fn spawn(
+    command: &str,
+    arguments: Vec<OsString>,
+    say: &mut dyn Announce,
+) -> Result<Announcement, Failure> {
     // Also after an upgrade has replaced the file that this process was started from.
     let mut daemon = Command::new("/proc/self/exe")
         .arg0("mirrorfs")
-        .arg("daemon")
+        .arg(command)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -33,7 +46,7 @@ pub fn start(arguments: Vec<OsString>, say: &mut dyn Announce) -> Result<Ready, 
     for line in BufReader::new(pipe).lines() {
         let line = line.or_fail(|| "cannot hear the daemon".into())?;
         match serde_json::from_str(&line).or_fail(|| format!("the daemon said {line:?}"))? {
-            Announcement::Ready(ready) => return Ok(ready),
+            last @ (Announcement::Ready(_) | Announcement::Attached(_)) => return Ok(last),
             Announcement::Failed(failure) => {
                 // It ends by itself; no zombie of it shall stay.
                 let _ = daemon.wait();
@@ -45,10 +58,10 @@ pub fn start(arguments: Vec<OsString>, say: &mut dyn Announce) -> Result<Ready, 
     let status = daemon
         .wait()
         .or_fail(|| "cannot wait for the daemon".into())?;
-    Err(Failure::new(format!(
-        "the daemon ended before the mount was usable ({status})"
-    ))
-    .hint("run the command with --foreground to see what it says"))
+    Err(
+        Failure::new(format!("the daemon ended before it was ready ({status})"))
+            .hint("run the command with --foreground to see what it says"),
+    )
 }
 
 /// The daemon's end of the readiness pipe, which was its standard output.
@@ -84,7 +97,7 @@ impl Announce for Pipe {
         let Some(pipe) = &mut self.pipe else { return };
         let last = matches!(
             announcement,
-            Announcement::Ready(_) | Announcement::Failed(_)
+            Announcement::Ready(_) | Announcement::Attached(_) | Announcement::Failed(_)
         );
         let written = serde_json::to_vec(&announcement)
             .map_err(std::io::Error::from)

@@ -3,6 +3,7 @@
 
 mod adopt;
 pub mod announce;
+pub mod attach;
 pub mod conflicts;
 pub mod control;
 pub mod exit;

@@ -18,11 +18,11 @@ use super::site::Site;
 use super::state::{Mode, OnConflict};
 use super::status::{self, PeerState};
 use crate::reconcile::Policy;
+use crate::replicator::{Connect, Resolution, Resume};
 use crate::replicator::{
     Context, FlushOutcome, Handle, LocalTree, PeerState as ReplicatorState, PeerStatus,
 };
-use crate::replicator::{Resolution, Resume};
-use crate::transport::{self, PeerUrl};
+use crate::transport::{self, Link, PeerUrl};
 use crate::tree::{PeerId, RelPath};
 
 /// A peer and the task that serves it.
@@ -31,7 +31,12 @@ struct Served {
     name: String,
     url: String,
     handle: Handle,
+    /// A link that the peer has made and that nobody has taken up yet.
+    made: Made,
 }
+
+/// Where a link lies that was made from the other side.
+type Made = Arc<Mutex<Option<Link>>>;
 
 impl Served {
     /// Waits until the peer durably holds all changes up to `n`.
@@ -119,6 +124,14 @@ impl Peers {
         let url =
             PeerUrl::parse(&peer.url).or_fail(|| format!("cannot use the peer {}", peer.name))?;
         let deadline = options.deadline;
+        let made = Made::default();
+        let connect: Arc<Connect> = {
+            let made = Arc::clone(&made);
+            Arc::new(move || match made.lock().take() {
+                Some(link) => Ok(link),
+                None => transport::connect(&url, &options),
+            })
+        };
         let mut served = self.served.lock();
         if self.closed.load(Ordering::Relaxed) {
             return Err(Failure::new("the mount is just being ended")
@@ -129,7 +142,7 @@ impl Peers {
             replica: site.identity.replica,
             journal: site.journal.clone(),
             tree: tree.clone(),
-            connect: Arc::new(move || transport::connect(&url, &options)),
+            connect,
             peer: peer.id,
             policy: policy(site.record.mode),
             merge: site.record.conflict == OnConflict::Merge,
@@ -146,8 +159,26 @@ impl Peers {
             name: peer.name,
             url: peer.url,
             handle,
+            made,
         }));
         Ok(())
+    }
+
+    /// Where a peer is taken to be by its task, if it has one.
+    pub fn url(&self, peer: PeerId) -> Option<String> {
+        let all = self.served.lock();
+        let found = all.iter().find(|known| known.id == peer)?;
+        Some(found.url.clone())
+    }
+
+    /// Has a peer's task go on over a link that the peer has made. It replaces whatever
+    /// link there is: the peer would not have made it if that were good.
+    pub fn take_link(&self, peer: PeerId, link: Link) {
+        let all = self.all();
+        if let Some(peer) = all.iter().find(|known| known.id == peer) {
+            *peer.made.lock() = Some(link);
+            peer.handle.redial();
+        }
     }
 
     /// Ends the task of one peer, if it has one.

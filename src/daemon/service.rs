@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::control::{Flushed, Outcome, Request, Response, Serve};
+use super::control::{Flushed, HandOver, Outcome, Request, Response, Serve};
 use super::failure::{Failure, OrFail};
 use super::peers::{Peers, Told};
 use super::report::{self, Specials};
@@ -37,7 +37,7 @@ pub struct Service {
     /// The way into the mount.
     pub door: Arc<Mutex<Door>>,
     /// The peers' tasks.
-    pub peers: Peers,
+    pub peers: Arc<Peers>,
     /// Special files, kept track of.
     specials: Arc<Mutex<Specials>>,
     /// To whoever ends the daemon.
@@ -60,7 +60,7 @@ impl Service {
             site,
             tree,
             door,
-            peers,
+            peers: Arc::new(peers),
             specials: Arc::default(),
             stop,
             farewell,
@@ -115,7 +115,9 @@ impl Service {
                 (recorder.last(), late.collect(), Vec::new())
             }
         };
-        let told = peers.statuses();
+        let mut told = peers.statuses();
+        // What another peer cannot do is no business of whoever asks for this one.
+        told.retain(|told| only.is_none_or(|name| name == told.name()));
         let site = Arc::clone(&self.site);
         blocking(move || {
             let mut flushed = outcome(&site, seq, &told, outcomes)?;
@@ -145,6 +147,9 @@ impl Serve for Service {
                 peers: self.peers.retry(),
             }),
             Request::AddPeer { url, name } => self.add_peer(url, name).await,
+            Request::Attach { .. } | Request::Attachment | Request::Detach => {
+                Err(Failure::new("the daemon of a mount is not asked for that"))
+            }
             Request::RemovePeer { name, force } => self.remove_peer(name, force).await,
             Request::Resume {
                 peer,
@@ -188,6 +193,10 @@ impl Serve for Service {
             }
         };
         result.unwrap_or_else(Response::Failed)
+    }
+
+    async fn take_over(&self, request: Request) -> Result<(Response, Box<HandOver>), Failure> {
+        self.attach(request).await
     }
 
     fn answered(&self, response: &Response) {

@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
 
 use super::adopt::{self, Met};
 use super::announce::{Announce, Announcement};
+use super::control::Identity as Attached;
 use super::failure::{Failure, OrFail};
 use super::lock::{Attempt, DYING, Lock};
 use super::mounts::Mounts;
@@ -313,6 +314,10 @@ pub fn peer_at(text: &str, tree: &Path) -> Result<PeerUrl, Failure> {
     let url = PeerUrl::parse(text)
         .and_then(|url| url.resolved_against(&here))
         .or_fail(|| "cannot use the peer".into())?;
+    if let crate::transport::Place::Attached(place) = url.place() {
+        return Err(Failure::new(format!("{place} comes by itself"))
+            .hint("run mirrorfs attach on that machine, with this tree's place as it sees it"));
+    }
     let Some(path) = url.local_path() else {
         return Ok(url);
     };
@@ -539,6 +544,49 @@ pub(super) fn remove_peer(journal: &Journal, peer: PeerId) -> Result<usize, Fail
     Ok(open)
 }
 
+/// The peer that a directory is which attaches itself: the one of that replica, the one
+/// of that name or place, or a new one.
+pub(super) fn attached(
+    site: &Site,
+    url: &PeerUrl,
+    name: Option<&str>,
+    identity: Option<Attached>,
+) -> Result<Peer, Failure> {
+    let tree = site.tree().display();
+    if let Some(identity) = identity {
+        let (found, own) = (identity.mirror.0, site.identity.mirror);
+        if found != own {
+            return Err(Failure::new(format!(
+                "the directory belongs to mirror {found}, and {tree} to mirror {own}"
+            ))
+            .hint("attach another directory, or remove its .mirrorfs if that mirror is gone"));
+        }
+        if identity.replica.0 == site.identity.replica {
+            return Err(Failure::new(format!("the directory is {tree} itself")));
+        }
+    }
+    let replica = identity.map(|identity| identity.replica.0);
+    let known = site.peers()?.into_iter().find(|peer| {
+        replica.is_some() && peer.replica == replica && name.is_none_or(|name| name == peer.name)
+    });
+    let id = match known {
+        Some(peer) => {
+            let (id, text) = (peer.id, url.to_string());
+            if peer.url != text {
+                site.journal
+                    .update(Durability::Full, move |update| {
+                        update.set_peer_url(id, &text)
+                    })
+                    .or_fail(|| format!("cannot change the place of the peer {}", peer.name))?;
+            }
+            id
+        }
+        None => add_peer(&site.journal, url, name)?,
+    };
+    let found = site.peers()?.into_iter().find(|peer| peer.id == id);
+    found.ok_or_else(|| Failure::new("the peer was removed meanwhile"))
+}
+
 /// Configures a peer unless it is configured already.
 pub(super) fn add_peer(
     journal: &Journal,
@@ -577,6 +625,12 @@ pub(super) fn add_peer(
 fn peer_name(url: &PeerUrl) -> String {
     match url.place() {
         crate::transport::Place::Ssh(place) => place.host.clone(),
+        crate::transport::Place::Attached(place) => place
+            .split('/')
+            .next()
+            .filter(|host| !host.is_empty())
+            .unwrap_or("peer")
+            .to_owned(),
         crate::transport::Place::Local(path) => path
             .file_name()
             .map_or_else(|| "peer".into(), |name| name.to_string_lossy().into_owned()),

@@ -105,7 +105,7 @@ impl StateDir {
 
     /// Creates what is missing of a directory below the state directory, for this
     /// user's eyes only.
-    fn create(&self, dir: &Path) -> Result<(), Failure> {
+    pub(super) fn create(&self, dir: &Path) -> Result<(), Failure> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)

@@ -174,6 +174,7 @@ impl Driver {
         match control {
             Control::Wake(n) => Some(Event::LocalChanged(n)),
             Control::RetryNow => Some(Event::RetryNow),
+            Control::Redial => Some(Event::Redial),
             Control::Resolve { path, resolution } => {
                 self.resolutions.insert(path, resolution);
                 Some(Event::Stored {

@@ -127,6 +127,7 @@ pub enum FlushOutcome {
 pub(super) enum Control {
     Wake(u64),
     RetryNow,
+    Redial,
     Flush {
         n: u64,
         answer: oneshot::Sender<FlushOutcome>,
@@ -195,6 +196,11 @@ impl Handle {
     /// Tries at once what was put off.
     pub fn retry_now(&self) {
         let _ = self.control.send(Control::RetryNow);
+    }
+
+    /// Connects anew at once, also where a link seems to be up: there is a better one.
+    pub fn redial(&self) {
+        let _ = self.control.send(Control::Redial);
     }
 
     /// Goes on where a brake is engaged, once.

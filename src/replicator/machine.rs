@@ -97,6 +97,8 @@ pub enum Event {
     FlushCancelled(u64),
     /// Try at once what was put off.
     RetryNow,
+    /// The peer has made a new link: whatever there is of an older one is dead.
+    Redial,
     /// A deadline passed.
     Tick,
 }
@@ -289,6 +291,8 @@ pub struct Machine {
     link: Link,
     round: Round,
     attempts: u32,
+    /// Once the attempt that is under way has failed, the next one follows at once.
+    again: bool,
     jitter: u64,
     /// How long nothing may be heard from the peer before its link is given up.
     deadline: Duration,
@@ -334,6 +338,7 @@ impl Machine {
             },
             round: Round::Idle,
             attempts: 0,
+            again: false,
             jitter,
             deadline: DEADLINE,
             heard: Duration::ZERO,
@@ -454,6 +459,7 @@ impl Machine {
     fn react(&mut self, event: Event) {
         match event {
             Event::Connected => {
+                self.again = false;
                 self.link = Link::Greeting;
                 self.heard = self.now;
                 self.asked = self.now;
@@ -559,6 +565,7 @@ impl Machine {
             Event::RetryNow => {
                 self.retry_now();
             }
+            Event::Redial => self.redial(),
             Event::Tick => {}
         }
     }
@@ -951,6 +958,23 @@ impl Machine {
         self.retry = Some((self.now + pause, pause));
     }
 
+    fn redial(&mut self) {
+        self.attempts = 0;
+        match self.link {
+            Link::Down { .. } | Link::Halted { .. } => self.retry_now(),
+            // The attempt that is under way may have come too early for the new link.
+            Link::Connecting => self.again = true,
+            Link::Greeting | Link::Reporting | Link::Up => {
+                // Nobody's flush is to end because of it.
+                for flush in &mut self.flushes {
+                    flush.attempts = flush.attempts.saturating_add(1);
+                }
+                self.lose("the peer has connected anew".to_owned());
+                self.retry_now();
+            }
+        }
+    }
+
     fn retry_now(&mut self) {
         if let Link::Down { until } | Link::Halted { until } = &mut self.link {
             *until = self.now;
@@ -989,6 +1013,9 @@ impl Machine {
         // Up to a quarter more, different for each peer and attempt.
         let spread = self.jitter.wrapping_mul(u64::from(self.attempts) * 2 + 1) % 250;
         let mut until = self.now + pause + pause.mul_f64(spread as f64 / 1000.0);
+        if std::mem::take(&mut self.again) {
+            until = self.now;
+        }
         for flush in &mut self.flushes {
             flush.drained = false;
             flush.batches = None;

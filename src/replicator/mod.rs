@@ -24,7 +24,7 @@ mod tests;
 
 pub use apply::LocalTree;
 pub use conflict::{RemoteVersion, kept_name};
-pub use handle::{Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
+pub use handle::{Connect, Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
 pub use repositories::{UnitState, unit_state};
 pub use round::{Resolution, Resume, Side};
 pub use store::{forget_peer, renew_lost_copies};

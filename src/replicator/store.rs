@@ -137,11 +137,9 @@ fn note(
     in_round: bool,
 ) -> Result<bool, mirrorfs_journal::Error> {
     let base = update.base_at(peer, path)?;
-    if base.as_ref().map(|base| &base.entry) == entry {
-        if !in_round {
-            update.forget_observation(peer, path)?;
-            return Ok(false);
-        }
+    if !in_round && base.as_ref().map(|base| &base.entry) == entry {
+        update.forget_observation(peer, path)?;
+        return Ok(false);
     }
     update.observe(peer, path, entry)?;
     Ok(true)

@@ -140,12 +140,12 @@ fn drain(mut stderr: UnixStream, tail: &Tail) {
     }
 }
 
-/// Starts an agent for a directory of this machine.
+/// Starts an agent, or what else is asked for, for a directory of this machine.
 pub(super) fn local(root: &Path, options: &ConnectOptions) -> Result<Link, ConnectError> {
     let mut command = Command::new(&options.program);
     command
         .arg0("mirrorfs")
-        .args(["agent", "--stdio"])
+        .args([options.serve.command(), "--stdio"])
         .arg(root);
     let (stream, tail, carrier) = Carrier::spawn(command, AGENT_GRACE, None)?;
     Ok(Link {

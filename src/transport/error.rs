@@ -171,6 +171,14 @@ pub enum ConnectError {
         /// What is missing and how to get it.
         detail: String,
     },
+    /// The peer comes by itself, and has not come.
+    #[error(
+        "nobody is attached from {place}: mirrorfs attach, run there, comes back by itself as long as it runs"
+    )]
+    NotAttached {
+        /// Host and directory.
+        place: String,
+    },
     /// A program of this machine does not start.
     #[error("{} cannot be started: {source}", .program.display())]
     Spawn {
@@ -203,6 +211,7 @@ impl ConnectError {
                 | Self::Timeout { .. }
                 | Self::Ssh { .. }
                 | Self::Startup { .. }
+                | Self::NotAttached { .. }
                 | Self::Spawn { .. }
                 | Self::Io(_)
         )

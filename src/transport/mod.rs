@@ -2,8 +2,8 @@
 //! program.
 //!
 //! Whatever carries the bytes, the caller gets one end of a socket pair. At its other
-//! end `mirrorfs agent --stdio ROOT` is running when [`connect`] returns; what the
-//! agent says first is the caller's business ([`crate::wire::frame`]).
+//! end `mirrorfs agent --stdio ROOT` (or `relay`, see [`Serve`]) is running when [`connect`]
+//! returns; what it says first is the caller's business ([`crate::wire::frame`]).
 
 #[cfg(feature = "libssh2")]
 mod auto;
@@ -41,6 +41,8 @@ pub enum TransportKind {
     Libssh2,
     /// The `ssh` program.
     Ssh,
+    /// A connection that the peer has made.
+    Attached,
 }
 
 impl fmt::Display for TransportKind {
@@ -49,6 +51,7 @@ impl fmt::Display for TransportKind {
             Self::Local => "local",
             Self::Libssh2 => "libssh2",
             Self::Ssh => "ssh",
+            Self::Attached => "attached",
         })
     }
 }
@@ -80,6 +83,26 @@ impl FromStr for Choice {
     }
 }
 
+/// What is to run at the other end of a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Serve {
+    /// An agent, which serves the directory as a peer.
+    #[default]
+    Agent,
+    /// A relay, which leads to the daemon of the mount at the directory.
+    Relay,
+}
+
+impl Serve {
+    /// The command of mirrorfs.
+    fn command(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Relay => "relay",
+        }
+    }
+}
+
 /// How to reach a peer, apart from where it is.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
@@ -91,6 +114,8 @@ pub struct ConnectOptions {
     pub known_hosts: Option<PathBuf>,
     /// The only private key to offer (`MIRRORFS_IDENTITY`).
     pub identity: Option<PathBuf>,
+    /// What to start there.
+    pub serve: Serve,
     /// The command that starts mirrorfs on the peer (`MIRRORFS_AGENT`): words divided
     /// by spaces, without quoting. If there is none it is looked for, and installed
     /// where it is missing.
@@ -113,6 +138,7 @@ impl Default for ConnectOptions {
             known_hosts: None,
             identity: None,
             agent: None,
+            serve: Serve::Agent,
             // Still this very program when the file has been replaced by an upgrade.
             program: PathBuf::from("/proc/self/exe"),
             timeout: Duration::from_secs(30),
@@ -188,9 +214,22 @@ enum Guard {
     Child(#[expect(dead_code, reason = "held to be dropped")] child::Carrier),
     #[cfg(feature = "libssh2")]
     Libssh2(#[expect(dead_code, reason = "held to be dropped")] libssh2::Carrier),
+    /// Nothing: somebody else carries it.
+    None,
 }
 
 impl Link {
+    /// A link that the peer has made, and that was handed to this process.
+    pub fn handed_over(stream: UnixStream, reason: String) -> Self {
+        Self {
+            stream,
+            transport: TransportKind::Attached,
+            reason,
+            tail: Tail::default(),
+            _guard: Guard::None,
+        }
+    }
+
     /// The last lines that the agent, or ssh on its behalf, has written to standard
     /// error, and how a broken connection ended.
     pub fn stderr_tail(&self) -> String {
@@ -263,6 +302,9 @@ pub fn connect(url: &PeerUrl, options: &ConnectOptions) -> Result<Link, ConnectE
     match url.place() {
         Place::Local(root) => child::local(root, options),
         Place::Ssh(place) => ssh(place, options),
+        Place::Attached(place) => Err(ConnectError::NotAttached {
+            place: place.clone(),
+        }),
     }
 }
 

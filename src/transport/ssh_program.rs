@@ -98,7 +98,7 @@ pub(super) fn connect(
     reason: String,
 ) -> Result<Link, ConnectError> {
     let target = effective.target(place);
-    let remote = startup::command(options.agent.as_deref(), &place.path)?;
+    let remote = startup::command(options, &place.path)?;
     let mut command = ssh();
     command
         .args(arguments(place, options, deadline))

@@ -24,12 +24,12 @@ const GREETING: usize = 64 << 10;
 /// How long one piece of an upload may take. A slow link takes as long as it takes.
 const UPLOAD_STALL: Duration = Duration::from_secs(30);
 
-/// For `sh -c SCRIPT sh AGENT ROOT`. No line breaks, which a C shell would not take
+/// For `sh -c SCRIPT sh AGENT COMMAND ROOT`. No line breaks, which a C shell would not take
 /// inside quotes. `exec` replaces the shell, so that the agent is what sshd ends.
 const SCRIPT: &str = concat!(
-    r#"set -f; a=$1; r=$2; "#,
+    r#"set -f; a=$1; v=$2; r=$3; "#,
     r#"say() { printf "\nmirrorfs-agent:%s\n" "$1"; }; "#,
-    r#"run() { say start; exec "$@" agent --stdio "$r"; }; "#,
+    r#"run() { say start; exec "$@" "$v" --stdio "$r"; }; "#,
     r#"if [ -n "$a" ]; then "#,
     r#"if command -v "${a%% *}" >/dev/null 2>&1; then run $a; fi; "#,
     r#"say absent; exit 127; fi; "#,
@@ -110,8 +110,8 @@ pub(super) fn quote(word: &str) -> String {
 }
 
 /// The command line for the peer's login shell.
-pub(super) fn command(agent: Option<&str>, root: &str) -> Result<String, ConnectError> {
-    let agent = agent.unwrap_or_default().trim();
+pub(super) fn command(options: &ConnectOptions, root: &str) -> Result<String, ConnectError> {
+    let agent = options.agent.as_deref().unwrap_or_default().trim();
     if root.contains('\n') || agent.contains('\n') {
         return Err(ConnectError::Path {
             path: root.to_owned(),
@@ -123,9 +123,10 @@ pub(super) fn command(agent: Option<&str>, root: &str) -> Result<String, Connect
         None => root.to_owned(),
     };
     Ok(format!(
-        "exec sh -c {} sh {} {}",
+        "exec sh -c {} sh {} {} {}",
         quote(SCRIPT),
         quote(agent),
+        options.serve.command(),
         quote(&root)
     ))
 }
@@ -421,7 +422,14 @@ mod tests {
 
     #[test]
     fn a_root_never_looks_like_an_option_and_has_no_line_breaks() {
-        assert!(command(None, "-x").unwrap().ends_with(" ./-x"));
+        let command = |agent: Option<&str>, root| {
+            let options = ConnectOptions {
+                agent: agent.map(str::to_owned),
+                ..ConnectOptions::default()
+            };
+            super::command(&options, root)
+        };
+        assert!(command(None, "-x").unwrap().ends_with(" agent ./-x"));
         assert!(command(None, "/a\nb").is_err());
         assert!(!command(Some("a b"), "/a").unwrap().contains('\n'));
     }

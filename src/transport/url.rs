@@ -4,6 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+/// What the place of a peer starts with that comes by itself.
+const ATTACHED: &str = "attached://";
+
 /// A peer's place, as the user wrote it. Displays as exactly that.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct PeerUrl {
@@ -18,6 +21,8 @@ pub enum Place {
     Local(PathBuf),
     /// A directory on a machine that is reached by SSH.
     Ssh(SshPlace),
+    /// A directory whose machine reaches this one: `host/path`, for people.
+    Attached(String),
 }
 
 /// A directory on another machine.
@@ -51,6 +56,8 @@ impl PeerUrl {
     ///   the home directory; `%XX` stands for a byte, as in every URL.
     /// * `user@host:path`, `host:path`, as scp has it: a colon before the first slash
     ///   makes it a host. An IPv6 address stands in brackets.
+    /// * `attached://host/path`: whoever has the directory comes by itself
+    ///   (`mirrorfs attach`).
     /// * Everything else is a path on this machine. One that contains a colon is
     ///   written with a slash before it: `./a:b`. A leading `~` is the shell's
     ///   business and not expanded.
@@ -65,6 +72,11 @@ impl PeerUrl {
         })
     }
 
+    /// The place of a directory of the machine `host`, which comes by itself.
+    pub fn attached(host: &str, dir: &Path) -> Result<Self, UrlError> {
+        Self::parse(&format!("{ATTACHED}{host}{}", dir.display()))
+    }
+
     /// What it stands for.
     pub fn place(&self) -> &Place {
         &self.place
@@ -74,7 +86,7 @@ impl PeerUrl {
     pub fn local_path(&self) -> Option<&Path> {
         match &self.place {
             Place::Local(path) => Some(path),
-            Place::Ssh(_) => None,
+            Place::Ssh(_) | Place::Attached(_) => None,
         }
     }
 
@@ -125,6 +137,13 @@ fn parse_place(text: &str) -> Result<Place, &'static str> {
     }
     if let Some(rest) = text.strip_prefix("ssh://") {
         return parse_ssh(rest).map(Place::Ssh);
+    }
+    if let Some(rest) = text.strip_prefix(ATTACHED) {
+        return if rest.split('/').next().is_some_and(|host| !host.is_empty()) {
+            Ok(Place::Attached(rest.to_owned()))
+        } else {
+            Err("it names no host")
+        };
     }
     if let Some((scheme, _)) = text.split_once("://")
         && scheme
@@ -330,6 +349,10 @@ mod tests {
             ("ssh://[::1]/srv", ssh(None, "::1", None, "/srv")),
             ("ssh://host/~/web", ssh(None, "host", None, "web")),
             ("ssh://host/~", ssh(None, "host", None, ".")),
+            (
+                "attached://host/srv/a b",
+                Place::Attached("host/srv/a b".to_owned()),
+            ),
             ("ssh://host/a%20b", ssh(None, "host", None, "/a b")),
             (
                 "ssh://a@corp@host/x",
@@ -355,6 +378,8 @@ mod tests {
             ":path",
             "@host:path",
             "ssh://host",
+            "attached://",
+            "attached:///srv",
             "ssh://host:0/x",
             "ssh://host:70000/x",
             "ssh://host:/x",

@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attach;
 mod conflict;
 mod conflict_commands;
 mod crash;

@@ -23,6 +23,8 @@ struct State {
     accepted: u64,
     /// Bytes forwarded so far, in both directions.
     forwarded: u64,
+    /// Connections up to this number forward nothing more.
+    frozen: u64,
     refusing: bool,
     stalled: bool,
     /// Bytes a second, in each direction.
@@ -76,6 +78,12 @@ impl Proxy {
     /// Forwards nothing more, and keeps the connections open: a peer that fell silent.
     pub fn stall(&self) {
         self.change(|state| state.stalled = true);
+    }
+
+    /// Has the connections of now fall silent for ever without closing them: half-open.
+    /// New ones are forwarded.
+    pub fn freeze(&self) {
+        self.change(|state| state.frozen = state.accepted);
     }
 
     /// Forwards at most so many bytes a second in each direction.
@@ -140,23 +148,24 @@ fn accept(listener: &TcpListener, port: u16, shared: &Arc<Shared>) {
             continue;
         };
         state.accepted += 1;
+        let number = state.accepted;
         for (from, to) in [(&client, &server), (&server, &client)] {
             from.set_nodelay(true).ok();
             state.connections.push(from.try_clone().unwrap());
             let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
             let shared = Arc::clone(shared);
             std::thread::spawn(move || {
-                forward(from, to, &shared);
+                forward(from, to, number, &shared);
             });
         }
     }
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
+fn forward(mut from: TcpStream, mut to: TcpStream, number: u64, shared: &Shared) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         let mut state = shared.state.lock().unwrap();
-        while state.stalled && !state.ended {
+        while (state.stalled || number <= state.frozen) && !state.ended {
             state = shared.changed.wait(state).unwrap();
         }
         let room = state.cut_at.map(|at| at.saturating_sub(state.forwarded));

@@ -53,6 +53,30 @@ impl Client {
         }
     }
 
+    /// Speaks over a connection that leads to a daemon elsewhere, called `name` in errors.
+    pub fn over(stream: UnixStream, name: &str) -> Self {
+        Self {
+            // Byte for byte: what follows an answer may be somebody else's.
+            stream: BufReader::with_capacity(1, stream),
+            dir: PathBuf::from(name),
+        }
+    }
+
+    /// A connection to the daemon of the mirror whose state is in `dir`, for somebody
+    /// else to speak over; none if no daemon listens there.
+    pub fn raw(dir: &Path) -> Result<Option<UnixStream>, Failure> {
+        Ok(Self::connect(dir)?.map(|client| client.stream.into_inner()))
+    }
+
+    /// Gives the connection back, for what follows the last answer. Nothing may have come
+    /// after that yet.
+    pub fn into_stream(self) -> Option<UnixStream> {
+        self.stream
+            .buffer()
+            .is_empty()
+            .then(|| self.stream.into_inner())
+    }
+
     /// Sends a request and waits for the answer, for as long as `patience` if given.
     pub fn call(
         &mut self,

@@ -13,10 +13,23 @@ use super::client::at_socket;
 use super::{Call, LINE_MAX, Request, Response, SOCKET, VERSION};
 use crate::daemon::failure::Failure;
 
+/// Takes a connection after the answer to the call that asked for it.
+pub type HandOver = dyn FnOnce(std::os::unix::net::UnixStream) + Send;
+
 /// Whoever answers the calls.
 pub trait Serve: Send + Sync + 'static {
     /// Answers one call. Dropped when the caller goes away.
     fn answer(&self, request: Request) -> impl Future<Output = Response> + Send;
+
+    /// Answers one call whose connection becomes something else after the answer.
+    fn take_over(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Result<(Response, Box<HandOver>), Failure>> + Send {
+        std::future::ready(Err(Failure::new(format!(
+            "this process does not take connections over: {request:?}"
+        ))))
+    }
 
     /// Hears that an answer has been written, or that nobody was there to read it.
     fn answered(&self, _response: &Response) {}
@@ -99,6 +112,21 @@ async fn converse(stream: UnixStream, service: &impl Serve) -> io::Result<()> {
             return Ok(());
         }
         let response = match understand(&text) {
+            Ok(request @ Request::Attach { .. }) => {
+                let taken = service.take_over(request).await;
+                let (response, hand_over) = match taken {
+                    Ok((response, hand_over)) => (response, Some(hand_over)),
+                    Err(failure) => (Response::Failed(failure), None),
+                };
+                output.write_all(&line(&response)?).await?;
+                // Whoever sends before the answer cannot be understood after it.
+                if let (Some(hand_over), []) = (hand_over, input.buffer()) {
+                    let whole = input.into_inner().reunite(output);
+                    let stream = whole.map_err(io::Error::other)?.into_std()?;
+                    hand_over(stream);
+                }
+                return Ok(());
+            }
             Ok(request) => {
                 // A caller that hangs up is no longer interested in the answer: the
                 // flush it waited for ends with it.

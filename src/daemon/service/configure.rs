@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::{Service, blocking};
-use crate::daemon::control::Response;
-use crate::daemon::failure::Failure;
+use crate::daemon::control::{HandOver, Request, Response};
+use crate::daemon::failure::{Failure, OrFail};
 use crate::daemon::{lost, site};
-use crate::transport::PeerUrl;
+use crate::transport::{Link, PeerUrl};
 
 impl Service {
     /// Configures a further peer and starts to mirror to it.
@@ -55,5 +55,42 @@ impl Service {
         let conflicts = removed?;
         self.remember().await?;
         Ok(Response::PeerRemoved { conflicts })
+    }
+
+    /// Takes the caller for a peer: finds or makes its record, and serves it over the
+    /// caller's connection.
+    pub(super) async fn attach(
+        &self,
+        request: Request,
+    ) -> Result<(Response, Box<HandOver>), Failure> {
+        let Request::Attach {
+            host,
+            dir,
+            name,
+            identity,
+        } = request
+        else {
+            return Err(Failure::new("that is no call to attach"));
+        };
+        let url = PeerUrl::attached(&host, std::path::Path::new(&dir))
+            .or_fail(|| "cannot use the peer".into())?;
+        let site = Arc::clone(&self.site);
+        let place = url.to_string();
+        let peer = blocking(move || site::attached(&site, &url, name.as_deref(), identity)).await?;
+        if self.peers.url(peer.id).is_some_and(|known| known != place) {
+            self.peers.remove(peer.id).await;
+        }
+        self.peers.add(&self.site, &self.tree, peer.id)?;
+        self.remember().await?;
+        let response = Response::Attached {
+            name: peer.name,
+            tree: self.site.tree().display().to_string(),
+        };
+        let peers = Arc::clone(&self.peers);
+        let reason = format!("{host} has attached its {dir}");
+        Ok((
+            response,
+            Box::new(move |stream| peers.take_link(peer.id, Link::handed_over(stream, reason))),
+        ))
     }
 }

@@ -536,3 +536,27 @@ fn a_round_that_fails_is_tried_again_after_growing_pauses() {
     );
     assert_eq!(world.machine.last_error(), Some("disk full"));
 }
+
+/// "Either side dials": a link that the peer makes anew replaces one that seems to be up,
+/// and an attempt that came too early for it is repeated at once. A flush lives through it.
+#[test]
+fn a_peer_that_connects_anew_is_taken_at_once() {
+    let mut world = World::connected();
+    world.tell(Event::Flush { id: 7, n: 0 });
+    assert!(matches!(
+        world.take(),
+        Some(Command::Send(ToAgent::Drain { .. }))
+    ));
+    world.commands.clear();
+    world.tell(Event::Redial);
+    world.expect(Command::Disconnect);
+    world.expect(Command::Connect);
+    world.expect_nothing();
+    world.tell(Event::Redial);
+    world.expect_nothing();
+    world.tell(Event::LinkLost("nobody is attached".to_owned()));
+    let commands: Vec<Command> = world.commands.drain(..).collect();
+    assert!(commands.contains(&Command::Connect), "{commands:?}");
+    world.connect();
+    assert_eq!(world.machine.state(), LinkState::Connected);
+}

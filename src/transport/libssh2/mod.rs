@@ -113,7 +113,7 @@ pub(super) fn connect(
     reason: String,
 ) -> Result<Link, Refusal> {
     let target = effective.target(place);
-    let command = startup::command(options.agent.as_deref(), &place.path)?;
+    let command = startup::command(options, &place.path)?;
     let (ours, theirs) = UnixStream::pair()?;
     let (ready_sender, ready) = bounded(1);
     let (outcome_sender, outcome) = bounded(1);
