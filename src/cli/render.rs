@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::daemon::attach::{AttachState, Attachment};
 use crate::daemon::control::{Flushed, Outcome};
-use crate::daemon::status::{MountState, Peer, PeerState, Status};
+use crate::daemon::status::{Conflict, MountState, Peer, PeerState, Status};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -152,10 +152,18 @@ fn next_steps(status: &Status) -> Vec<String> {
     } else if status.mount.state == MountState::Unmounted {
         steps.push(format!("mirrorfs mount {tree}"));
     }
-    if !status.conflicts.is_empty() {
+    let beside = |conflict: &Conflict| conflict.copy.is_some();
+    if status.conflicts.iter().any(beside) {
         steps.push(
             "merge each conflict into the file, then remove its .conflict file in the mount; mirrorfs conflicts show PATH tells more".into(),
         );
+    }
+    // A Git directory, or a file against a directory: there is no file to remove.
+    if let Some(conflict) = status.conflicts.iter().find(|conflict| !beside(conflict)) {
+        steps.push(format!(
+            "mirrorfs conflicts show {} tells what both sides have, and how to settle it",
+            conflict.path
+        ));
     }
     if status
         .peers
@@ -310,6 +318,11 @@ problems   b: Permission denied (os error 13)
 next       merge each conflict into the file, then remove its .conflict file in the mount; mirrorfs conflicts show PATH tells more
 "
         );
+        shown.conflicts[0].path = "repo/.git".into();
+        shown.conflicts[0].copy = None;
+        let text = status(&shown);
+        let next = "next       mirrorfs conflicts show repo/.git tells what both sides have, and how to settle it\n";
+        assert!(text.ends_with(next), "{text}");
         shown.peers[0].state = PeerState::Unreachable;
         shown.peers[0].last_error = Some("connection refused".into());
         let text = status(&shown);
