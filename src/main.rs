@@ -8,8 +8,8 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("MIRRORFS_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("{},fuser=error", cli.log_level())));
+    let filter =
+        EnvFilter::try_from_env("MIRRORFS_LOG").unwrap_or_else(|_| EnvFilter::new(cli.log_level()));
     // Standard output belongs to the commands, and to the agent's protocol.
     tracing_subscriber::fmt()
         .with_env_filter(filter)

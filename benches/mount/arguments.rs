@@ -38,6 +38,6 @@ impl Arguments {
     pub fn selects(&self, name: &str) -> bool {
         self.filter
             .as_ref()
-            .is_none_or(|filter| name.contains(filter))
+            .is_none_or(|filter| filter.split(',').any(|part| name.contains(part)))
     }
 }

@@ -36,7 +36,7 @@ fn main() {
         std::process::exit(2);
     };
     let bench = Bench::new(&arguments);
-    let mut report = Report::new(arguments.peer, arguments.pairs);
+    let mut report = Report::new(arguments.peer, arguments.pairs, bench.channel());
     for workload in workloads::all() {
         if !arguments.selects(workload.name) {
             continue;

@@ -100,6 +100,19 @@ impl Bench {
         }
     }
 
+    /// How the mount is served, as `mirrorfs status` tells it.
+    pub fn channel(&self) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_mirrorfs"))
+            .args(["status", &self.tree(), "--json"])
+            .env("MIRRORFS_STATE", self.root.join("state"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mirror = if told.is_array() { &told[0] } else { &told };
+        mirror["mount"]["channel"].as_str().unwrap().to_owned()
+    }
+
     fn tree(&self) -> String {
         self.root.join("tree").display().to_string()
     }

@@ -17,11 +17,13 @@ pub struct Measured {
 pub struct Report {
     peer: bool,
     pairs: usize,
+    channel: String,
     rows: Vec<Value>,
 }
 
 impl Report {
-    pub fn new(peer: bool, pairs: usize) -> Self {
+    pub fn new(peer: bool, pairs: usize, channel: String) -> Self {
+        println!("served through {channel}");
         println!(
             "{} pairs, {}; milliseconds are medians, the ratio is the median of the pairs'\n",
             pairs,
@@ -38,6 +40,7 @@ impl Report {
         Self {
             peer,
             pairs,
+            channel,
             rows: Vec::new(),
         }
     }
@@ -79,6 +82,7 @@ impl Report {
         let report = json!({
             "pairs": self.pairs,
             "peer": self.peer,
+            "channel": self.channel,
             "workloads": self.rows,
         });
         std::fs::write(path, format!("{report:#}\n")).unwrap();

@@ -51,6 +51,27 @@ tar cf small.tar small
 rm -r small
 "#;
 
+/// The sources of this project, and what cargo has already downloaded.
+fn project(place: &Place) {
+    place.sh(concat!(
+        "mkdir project; tar c -C '",
+        env!("CARGO_MANIFEST_DIR"),
+        "' --exclude=./target --exclude=./.git . | tar x -C project"
+    ));
+}
+
+/// Packages with deep trees, from a cache that is filled once.
+fn npm_project(place: &Place) {
+    place.sh(
+        "if [ ! -e \"$DATA/npm/package-lock.json\" ]; then
+             mkdir -p \"$DATA/npm\"; cd \"$DATA/npm\"; npm init -y
+             npm install --cache \"$DATA/npm-cache\" --no-audit --no-fund express@4 typescript@5 eslint@8
+             rm -rf node_modules; cd -
+         fi
+         mkdir app; cp \"$DATA\"/npm/package*.json app",
+    );
+}
+
 const MIB: usize = 1 << 20;
 /// Bytes of the large file.
 const LARGE: usize = 256 * MIB;
@@ -186,9 +207,29 @@ pub fn all() -> Vec<Workload> {
             ..plain
         },
         Workload {
-            name: "sequential read, warm (256 MiB)",
+            name: "sequential read 1 MiB, warm",
             prepare: warm_large,
             run: |place| timed(|| read_all(place, MIB)),
+            ..plain
+        },
+        Workload {
+            name: "sequential read 4 KiB, warm",
+            prepare: warm_large,
+            run: |place| timed(|| read_all(place, 4096)),
+            ..plain
+        },
+        Workload {
+            name: "random read 1 MiB, warm",
+            prepare: warm_large,
+            run: |place| {
+                let file = File::open(place.path("large")).unwrap();
+                let mut buffer = vec![0; MIB];
+                timed(|| {
+                    for at in positions(512, MIB as u64) {
+                        file.read_exact_at(&mut buffer, at).unwrap();
+                    }
+                })
+            },
             ..plain
         },
         Workload {
@@ -221,6 +262,35 @@ pub fn all() -> Vec<Workload> {
             needs: git,
             prepare: repository,
             run: |place| timed(|| place.sh("cd repo; git switch -q far")),
+            ..plain
+        },
+        Workload {
+            name: "cargo build, this project",
+            goal: 1.3,
+            needs: &["cargo", "tar"],
+            prepare: project,
+            run: |place| {
+                timed(|| {
+                    place.sh(
+                        "cd project; CARGO_TARGET_DIR=target cargo build -q --offline --locked \
+                         --no-default-features",
+                    );
+                })
+            },
+            ..plain
+        },
+        Workload {
+            name: "npm ci, warm cache",
+            goal: 1.3,
+            needs: &["npm"],
+            prepare: npm_project,
+            run: |place| {
+                timed(|| {
+                    place.sh(
+                        "cd app; npm ci --offline --cache \"$DATA/npm-cache\" --no-audit --no-fund",
+                    );
+                })
+            },
             ..plain
         },
         Workload {
@@ -312,6 +382,24 @@ pub fn all() -> Vec<Workload> {
                 timed(|| {
                     for at in positions(20_000, 4096) {
                         file.write_all_at(&[3; 4096], at).unwrap();
+                    }
+                })
+            },
+            ..plain
+        },
+        Workload {
+            name: "random write 1 MiB",
+            goal: 1.5,
+            prepare: large,
+            run: |place| {
+                let file = OpenOptions::new()
+                    .write(true)
+                    .open(place.path("large"))
+                    .unwrap();
+                let buffer = vec![3; MIB];
+                timed(|| {
+                    for at in positions(128, MIB as u64) {
+                        file.write_all_at(&buffer, at).unwrap();
                     }
                 })
             },

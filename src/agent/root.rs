@@ -55,7 +55,7 @@ impl Served {
                     "{shown} is not a directory: name another one"
                 )));
             }
-            Err(Errno::NOTCONN) => {
+            Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED) => {
                 return Err(refuse(format!(
                     "{shown} is a mount whose process is gone: run `mirrorfs umount` or `umount -l` for it on the peer"
                 )));

@@ -25,6 +25,9 @@ pub(super) fn status(status: &Status) -> String {
         MountState::Unmounted => "unmounted",
     };
     rows.row("mount", with_reason(state, status.mount.reason.as_deref()));
+    if let Some(channel) = &status.mount.channel {
+        rows.row("", format!("served through {channel}"));
+    }
     let journal = &status.journal;
     rows.row(
         "journal",
@@ -309,6 +312,7 @@ mod tests {
 mirror     web (two-way, id 0123456789abcdef0123456789abcdef)
 tree       /home/me/web
 mount      mounted
+           served through io_uring
 journal    change 4120, 3 changes pending (8.0 KiB)
 peer host  connected (libssh2), 3 changes pending (8.0 KiB), me@host:web
            by libssh2: libssh2 was asked for

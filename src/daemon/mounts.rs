@@ -138,11 +138,13 @@ pub fn is_dead(path: &Path) -> bool {
 }
 
 /// Whether an error says that a FUSE mount has lost its daemon: ENOTCONN, or, for a
-/// request that was under way when that happened, ECONNABORTED.
+/// request that was under way when that happened, ECONNABORTED. For some milliseconds
+/// after the end of a daemon that served over io_uring, while the kernel takes that down,
+/// it is ECANCELED.
 pub fn says_dead(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::ENOTCONN | libc::ECONNABORTED)
+        Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED)
     )
 }
 

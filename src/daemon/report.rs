@@ -124,6 +124,7 @@ pub fn unmounted(dir: &MirrorDir, record: &Record) -> Result<Status, Failure> {
         mount: Mount {
             state: MountState::Unmounted,
             reason,
+            channel: None,
         },
         journal: Journal::default(),
         peers: Vec::new(),

@@ -92,6 +92,7 @@ async fn attend(
     let tree = local_tree(&site, Some(Arc::clone(&door)))?;
     let service = Arc::new(Service::new(
         Arc::clone(&site),
+        mount.channel().to_string(),
         tree.clone(),
         door,
         Peers::start(&site, &tree)?,

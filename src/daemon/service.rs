@@ -32,6 +32,8 @@ pub struct Stop {
 pub struct Service {
     /// The tree.
     pub site: Arc<Site>,
+    /// How requests reach the mount, in words.
+    channel: String,
     /// The tree as changes are brought into it.
     tree: LocalTree,
     /// The way into the mount.
@@ -50,6 +52,7 @@ impl Service {
     /// Puts a service together.
     pub fn new(
         site: Arc<Site>,
+        channel: String,
         tree: LocalTree,
         door: Arc<Mutex<Door>>,
         peers: Peers,
@@ -58,6 +61,7 @@ impl Service {
     ) -> Self {
         Self {
             site,
+            channel,
             tree,
             door,
             peers: Arc::new(peers),
@@ -71,7 +75,8 @@ impl Service {
     pub async fn status(&self) -> Result<Status, Failure> {
         let told = self.peers.statuses();
         let (site, specials) = (Arc::clone(&self.site), Arc::clone(&self.specials));
-        blocking(move || assemble(&site, &mut specials.lock(), &told)).await
+        let channel = self.channel.clone();
+        blocking(move || assemble(&site, &channel, &mut specials.lock(), &told)).await
     }
 
     /// Makes every change that was made before the call durable on the peers.
@@ -222,7 +227,12 @@ fn settle(site: &Site, door: &Mutex<Door>) -> Vec<Problem> {
     told.collect()
 }
 
-fn assemble(site: &Site, specials: &mut Specials, told: &[Told]) -> Result<Status, Failure> {
+fn assemble(
+    site: &Site,
+    channel: &str,
+    specials: &mut Specials,
+    told: &[Told],
+) -> Result<Status, Failure> {
     let message = || "cannot read the journal".to_owned();
     let journal = site.journal.status();
     let reason = read_only(site);
@@ -240,6 +250,7 @@ fn assemble(site: &Site, specials: &mut Specials, told: &[Told]) -> Result<Statu
         mount: Mount {
             state: MountState::Mounted,
             reason,
+            channel: Some(channel.to_owned()),
         },
         journal: report::journal(&view, journal.n, &peers).or_fail(message)?,
         peers,

@@ -45,6 +45,10 @@ pub struct Mount {
     pub state: MountState,
     /// Why it is not as it should be; none if it is.
     pub reason: Option<String>,
+    /// How requests reach the daemon, and what would make that faster; none where
+    /// nothing is mounted.
+    #[serde(default)]
+    pub channel: Option<String>,
 }
 
 /// Whether the tree is mounted.
@@ -191,6 +195,7 @@ pub(crate) mod tests {
             mount: Mount {
                 state: MountState::Mounted,
                 reason: None,
+                channel: Some("io_uring".into()),
             },
             journal: Journal {
                 seq: 4120,
@@ -240,7 +245,8 @@ pub(crate) mod tests {
   },
   "mount": {
     "state": "mounted",
-    "reason": null
+    "reason": null,
+    "channel": "io_uring"
   },
   "journal": {
     "seq": 4120,

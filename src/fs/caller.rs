@@ -59,20 +59,24 @@ impl Caller {
 }
 
 thread_local! {
-    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+    /// The umask that this thread has of its own; none before it has one.
+    static UMASK: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// Sets the calling thread's umask, so that lower applies it, or does not where a
 /// default ACL rules.
 pub(super) fn set_umask(umask: u32) -> Result<(), Errno> {
-    OWN_UMASK.with(|own| {
-        if !own.get() {
+    UMASK.with(|own| {
+        if own.get() == Some(umask) {
+            return Ok(());
+        }
+        if own.get().is_none() {
             // SAFETY: unsharing CLONE_FS gives this thread an umask, root and working
             // directory of its own; no descriptor and no memory is affected.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
-            own.set(true);
         }
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
+        own.set(Some(umask));
         Ok(())
     })
 }
@@ -86,13 +90,13 @@ pub(super) fn hand_over(
     directory: BorrowedFd<'_>,
     name: &[u8],
     caller: &Caller,
-    directory_mode: u32,
     mode: Option<u32>,
 ) -> Result<(), Errno> {
     let own = Caller::own();
     if own.uid != 0 || (caller.uid == 0 && caller.gid == 0) {
         return Ok(());
     }
+    let directory_mode = super::lower::stat_open(directory)?.mode;
     let group = (directory_mode & 0o2000 == 0).then(|| Gid::from_raw(caller.gid));
     let name = super::lower::c_name(name)?;
     rustix::fs::chownat(

@@ -78,7 +78,8 @@ impl Filesystem {
                         self.removexattr(caller, ino, name)?;
                     }
                     for (name, value) in xattrs {
-                        self.setxattr(caller, ino, name, value, rustix::fs::XattrFlags::empty())?;
+                        let flags = rustix::fs::XattrFlags::empty();
+                        self.setxattr(caller, ino, name, value, flags, None)?;
                     }
                 }
                 let changes = Changes {

@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
-use crate::tree::{Ino, RESERVED};
+use crate::tree::{Ino, RESERVED, Timestamp};
 
 /// What `fstatfs` calls a FUSE filesystem.
 const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
@@ -77,7 +77,8 @@ impl Lower {
             source,
         };
         let failed_errno = |source: Errno| match source {
-            Errno::NOTCONN | Errno::CONNABORTED => LowerError::Dead {
+            // ECANCELED: it died a moment ago, and had served over io_uring.
+            Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED => LowerError::Dead {
                 dir: dir.to_path_buf(),
             },
             source => failed(source.into()),
@@ -210,6 +211,21 @@ pub(super) fn stat_name(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Attrib
 /// The attributes of an open node.
 pub(super) fn stat_open(held: BorrowedFd<'_>) -> Result<Attributes, Errno> {
     Ok(Attributes::from(&rustix::fs::fstat(held)?))
+}
+
+/// When a name's node was made, or with no name the open node itself. None where lower does
+/// not know, or the kernel cannot ask.
+pub(super) fn birth_at(held: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Timestamp>, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    let told = match rustix::fs::statx(held, c_name(name)?, flags, StatxFlags::BTIME) {
+        Err(Errno::NOSYS) => return Ok(None),
+        other => other?,
+    };
+    let known = told.stx_mask & StatxFlags::BTIME.bits() != 0;
+    Ok(known.then_some(Timestamp {
+        secs: told.stx_btime.tv_sec,
+        nanos: told.stx_btime.tv_nsec,
+    }))
 }
 
 /// The path that the kernel gives to a descriptor of this process. Unlike the

@@ -9,10 +9,10 @@ use rustix::io::Errno;
 
 use super::attributes::Attributes;
 use super::descriptors::Use;
-use super::lower::{open_beneath, proc_path, reopen, stat_name, stat_open};
+use super::lower::{birth_at, open_beneath, proc_path, reopen, stat_name, stat_open};
 use super::table::{Node, Place, STAGING};
 use super::{Filesystem, Result};
-use crate::tree::{Ino, RESERVED, RelPath};
+use crate::tree::{Ino, RESERVED, RelPath, Timestamp};
 
 impl Filesystem {
     pub(super) fn node(&self, ino: Ino) -> Result<Arc<Node>> {
@@ -175,6 +175,20 @@ impl Filesystem {
             }
         };
         Ok(self.shown(attributes))
+    }
+
+    /// When a node was made; none where lower does not know.
+    pub(super) fn birth(&self, node: &Node) -> Result<Option<Timestamp>> {
+        for usage in [Use::Write, Use::Read, Use::Path] {
+            if let Some(held) = self.descriptors.get(node.ino, usage) {
+                return birth_at(held.as_fd(), b"");
+            }
+        }
+        match self.table.place(node.ino).ok_or(Errno::STALE)? {
+            Place::Root => birth_at(self.lower.root().as_fd(), b""),
+            Place::Kept(kept) => birth_at(kept.as_fd(), b""),
+            Place::Named(parent, name) => birth_at(self.directory(parent)?.as_fd(), &name),
+        }
     }
 
     /// Hides what is ours: a name in the trash is no link, the reserved directory is

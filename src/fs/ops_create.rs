@@ -29,7 +29,6 @@ impl Filesystem {
         let _namespace = self.namespace.write();
         self.allowed(parent, name)?;
         let directory = self.directory(parent)?;
-        let of_directory = stat_open(directory.as_fd())?;
         set_umask(umask)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let mode_of_file = Mode::from_raw_mode(mode & 0o7777);
@@ -47,13 +46,7 @@ impl Filesystem {
             }
             other => other?,
         };
-        if let Err(error) = hand_over(
-            directory.as_fd(),
-            name,
-            caller,
-            of_directory.mode,
-            Some(mode),
-        ) {
+        if let Err(error) = hand_over(directory.as_fd(), name, caller, Some(mode)) {
             self.undo(directory.as_fd(), name, AtFlags::empty());
             return Err(error);
         }
@@ -132,10 +125,9 @@ impl Filesystem {
         let _namespace = self.namespace.write();
         self.allowed(parent, name)?;
         let directory = self.directory(parent)?;
-        let of_directory = stat_open(directory.as_fd())?;
         set_umask(umask)?;
         make(directory.as_fd())?;
-        if let Err(error) = hand_over(directory.as_fd(), name, caller, of_directory.mode, mode) {
+        if let Err(error) = hand_over(directory.as_fd(), name, caller, mode) {
             let kind = stat_name(directory.as_fd(), name).map(|made| made.kind());
             let flags = match kind {
                 Ok(Kind::Directory) => AtFlags::REMOVEDIR,

@@ -13,7 +13,7 @@ use super::door::{GREETED, is_reserved, placed_token};
 use super::lower::{open_beneath, stat_name};
 use super::table::STAGING;
 use super::{Caller, Filesystem, Found, Result};
-use crate::tree::{Ino, RESERVED};
+use crate::tree::{Ino, RESERVED, Timestamp};
 
 /// Bytes for at least one name of a directory, however long.
 const PRIMING: usize = 512;
@@ -106,6 +106,14 @@ impl Filesystem {
         let _namespace = self.namespace.read();
         let node = self.node(ino)?;
         self.stat(&node)
+    }
+
+    /// A node's attributes, and when it was made where lower knows that.
+    pub fn getattr_with_birth(&self, ino: Ino) -> Result<(Attributes, Option<Timestamp>)> {
+        let _namespace = self.namespace.read();
+        let node = self.node(ino)?;
+        let attributes = self.stat(&node)?;
+        Ok((attributes, self.birth(&node)?))
     }
 
     /// Lists a directory from a position on. `add` takes one name and answers whether

@@ -40,6 +40,9 @@ pub struct Changes {
     pub atime: Option<SetTime>,
     /// Time of the last change of the content.
     pub mtime: Option<SetTime>,
+    /// Whether a new size takes setuid and setgid away; none where nobody tells, and the
+    /// caller's number decides.
+    pub kill_suidgid: Option<bool>,
 }
 
 impl Filesystem {
@@ -55,7 +58,11 @@ impl Filesystem {
             let file = self.file(&node, Use::Write)?;
             self.preserve(ino, &file, |before| size..before.max(size));
             rustix::fs::ftruncate(&file, size)?;
-            let attributes = self.after_write(&file, caller.unprivileged())?;
+            let unprivileged = match changes.kill_suidgid {
+                Some(kill) => kill.then_some(caller),
+                None => caller.unprivileged(),
+            };
+            let attributes = self.after_write(&file, unprivileged)?;
             let n = self.record_node(origin, &node, || Change::Truncate {
                 ino,
                 attr: attributes.recorded(),
@@ -64,6 +71,7 @@ impl Filesystem {
         }
         let only_size = Changes {
             size: changes.size,
+            kill_suidgid: changes.kill_suidgid,
             ..Changes::default()
         };
         if *changes == only_size {
@@ -120,9 +128,16 @@ impl Filesystem {
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let _namespace = self.namespace.read();
         let node = self.node(ino)?;
+        let name = c_name(name)?;
+        // The first write to a file asks: a descriptor that is open already needs no way
+        // through /proc.
+        for usage in [Use::Write, Use::Read] {
+            if let Some(held) = self.descriptors.get(ino, usage) {
+                return read_growing(|buffer| rustix::fs::fgetxattr(&held, &name, buffer));
+            }
+        }
         let handle = self.handle(&node)?;
         let path = proc_path(handle.as_fd());
-        let name = c_name(name)?;
         read_growing(|buffer| rustix::fs::getxattr(&path, &name, buffer))
     }
 
@@ -146,7 +161,9 @@ impl Filesystem {
             .concat())
     }
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute. An access ACL takes the setgid bit from a caller who
+    /// may not keep it: `kill_sgid` says so; none where nobody tells, and the caller's
+    /// numbers decide.
     pub fn setxattr(
         &self,
         caller: &Caller,
@@ -154,15 +171,16 @@ impl Filesystem {
         name: &[u8],
         value: &[u8],
         flags: XattrFlags,
+        kill_sgid: Option<bool>,
     ) -> Result<()> {
-        self.change_xattr(caller, ino, name, |path, c_name| {
+        self.change_xattr(caller, ino, name, kill_sgid, |path, c_name| {
             rustix::fs::setxattr(path, c_name, value, flags)
         })
     }
 
     /// Removes an extended attribute.
     pub fn removexattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
-        self.change_xattr(caller, ino, name, |path, c_name| {
+        self.change_xattr(caller, ino, name, None, |path, c_name| {
             rustix::fs::removexattr(path, c_name)
         })
     }
@@ -172,6 +190,7 @@ impl Filesystem {
         caller: &Caller,
         ino: Ino,
         name: &[u8],
+        kill_sgid: Option<bool>,
         change: impl FnOnce(&std::path::Path, &std::ffi::CStr) -> Result<()>,
     ) -> Result<()> {
         self.writable()?;
@@ -187,8 +206,8 @@ impl Filesystem {
         if name == ACCESS_ACL
             && attributes.mode & 0o2000 != 0
             && node.file_type != FileType::Directory
-            && !caller.is_privileged()
-            && !caller.in_group(attributes.gid)
+            && kill_sgid
+                .unwrap_or_else(|| !caller.is_privileged() && !caller.in_group(attributes.gid))
         {
             // As chmod by somebody outside the group would.
             rustix::fs::chmod(&path, Mode::from_raw_mode(attributes.mode & !0o2000))?;

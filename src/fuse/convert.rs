@@ -1,33 +1,26 @@
-//! Between fuser's types and ours.
+//! Between the kernel's numbers and ours.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use rustix::fs::StatxFlags;
 
-use fuser::{FileAttr, INodeNo, TimeOrNow};
-use rustix::fs::FileType;
-use rustix::io::Errno;
-
+use super::abi::{self, ROOT_ID};
 use crate::fs::{Attributes, SetTime};
 use crate::tree::{Ino, Timestamp};
 
-/// The number that the protocol gives to the root.
-const ROOT_ID: u64 = 1;
-
-/// Between the numbers of the protocol and lower's. They are the same, except that
-/// the protocol's root is number 1: it changes places with the root's own number.
-/// fuser makes the node id the inode number that programs see, and those have to
-/// survive a remount.
+/// Between the node ids of the protocol and lower's inode numbers. They are the same,
+/// except that the protocol's root is number 1: it changes places with the root's own
+/// number. The inode numbers that programs see are lower's, always.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ids {
     pub(super) root: Ino,
 }
 
 impl Ids {
-    pub(super) fn ino(self, id: INodeNo) -> Ino {
-        Ino(self.swap(id.0))
+    pub(super) fn ino(self, id: u64) -> Ino {
+        Ino(self.swap(id))
     }
 
-    pub(super) fn id(self, ino: Ino) -> INodeNo {
-        INodeNo(self.swap(ino.0))
+    pub(super) fn id(self, ino: Ino) -> u64 {
+        self.swap(ino.0)
     }
 
     fn swap(self, number: u64) -> u64 {
@@ -39,34 +32,22 @@ impl Ids {
             number
         }
     }
-
-    /// Attributes for an entry, whose number becomes the node id.
-    pub(super) fn entry(self, attributes: &Attributes) -> FileAttr {
-        file_attr(attributes, self.id(attributes.ino))
-    }
-
-    /// Attributes alone: the number is only shown.
-    pub(super) fn attributes(self, attributes: &Attributes) -> FileAttr {
-        let id = if attributes.ino == self.root {
-            INodeNo(self.root.0)
-        } else {
-            self.id(attributes.ino)
-        };
-        file_attr(attributes, id)
-    }
 }
 
-fn file_attr(attributes: &Attributes, ino: INodeNo) -> FileAttr {
-    FileAttr {
-        ino,
+/// Attributes as the protocol has them.
+pub(super) fn attr(attributes: &Attributes) -> abi::Attr {
+    abi::Attr {
+        ino: attributes.ino.0,
         size: attributes.size,
         blocks: attributes.blocks,
-        atime: system_time(attributes.atime),
-        mtime: system_time(attributes.mtime),
-        ctime: system_time(attributes.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(attributes.file_type),
-        perm: u16::try_from(attributes.mode & 0o7777).unwrap_or(0),
+        // The kernel reads these as signed: that is how a time before 1970 is told.
+        atime: attributes.atime.secs.cast_unsigned(),
+        mtime: attributes.mtime.secs.cast_unsigned(),
+        ctime: attributes.ctime.secs.cast_unsigned(),
+        atimensec: attributes.atime.nanos,
+        mtimensec: attributes.mtime.nanos,
+        ctimensec: attributes.ctime.nanos,
+        mode: full_mode(attributes),
         nlink: attributes.nlink,
         uid: attributes.uid,
         gid: attributes.gid,
@@ -76,74 +57,48 @@ fn file_attr(attributes: &Attributes, ino: INodeNo) -> FileAttr {
     }
 }
 
-/// The attributes that go with the answer "there is no such name, remember that".
-pub(super) fn absent() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: fuser::FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
-}
-
-pub(super) fn file_type(file_type: FileType) -> fuser::FileType {
-    match file_type {
-        FileType::Directory => fuser::FileType::Directory,
-        FileType::Symlink => fuser::FileType::Symlink,
-        FileType::Fifo => fuser::FileType::NamedPipe,
-        FileType::Socket => fuser::FileType::Socket,
-        FileType::CharacterDevice => fuser::FileType::CharDevice,
-        FileType::BlockDevice => fuser::FileType::BlockDevice,
-        _ => fuser::FileType::RegularFile,
-    }
-}
-
-pub(super) fn errno(error: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(error.raw_os_error())
-}
-
-fn system_time(time: Timestamp) -> SystemTime {
-    let nanos = Duration::from_nanos(time.nanos.into());
-    let whole = if time.secs >= 0 {
-        UNIX_EPOCH.checked_add(Duration::from_secs(time.secs.unsigned_abs()))
-    } else {
-        UNIX_EPOCH.checked_sub(Duration::from_secs(time.secs.unsigned_abs()))
+/// Attributes as `statx` has them, with the time of birth where lower knows it.
+pub(super) fn statx(attributes: &Attributes, birth: Option<Timestamp>) -> abi::Statx {
+    let time = |time: Timestamp| abi::SxTime {
+        tv_sec: time.secs,
+        tv_nsec: time.nanos,
+        reserved: 0,
     };
-    whole
-        .and_then(|whole| whole.checked_add(nanos))
-        .unwrap_or(UNIX_EPOCH)
-}
-
-pub(super) fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::To(timestamp(time)),
+    let mut mask = StatxFlags::BASIC_STATS;
+    mask.set(StatxFlags::BTIME, birth.is_some());
+    abi::Statx {
+        mask: mask.bits(),
+        blksize: attributes.blksize,
+        nlink: attributes.nlink,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        mode: u16::try_from(full_mode(attributes)).unwrap_or_default(),
+        ino: attributes.ino.0,
+        size: attributes.size,
+        blocks: attributes.blocks,
+        atime: time(attributes.atime),
+        btime: birth.map(time).unwrap_or_default(),
+        ctime: time(attributes.ctime),
+        mtime: time(attributes.mtime),
+        rdev_major: rustix::fs::major(attributes.rdev),
+        rdev_minor: rustix::fs::minor(attributes.rdev),
+        ..abi::Statx::default()
     }
 }
 
-/// Undoes what fuser 0.18 does to a time before 1970: it subtracts the nanoseconds
-/// as well, where the protocol adds them.
-fn timestamp(time: SystemTime) -> Timestamp {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Timestamp {
-            secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-            nanos: since.subsec_nanos(),
-        },
-        Err(before) => Timestamp {
-            secs: i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |secs| -secs),
-            nanos: before.duration().subsec_nanos(),
-        },
+fn full_mode(attributes: &Attributes) -> u32 {
+    attributes.file_type.as_raw_mode() | (attributes.mode & 0o7777)
+}
+
+/// A time that a SETATTR sets.
+pub(super) fn set_time(now: bool, secs: u64, nanos: u32) -> SetTime {
+    if now {
+        SetTime::Now
+    } else {
+        SetTime::To(Timestamp {
+            secs: secs.cast_signed(),
+            nanos,
+        })
     }
 }
 
@@ -169,9 +124,9 @@ mod unit {
     #[test]
     fn the_root_changes_places_with_number_one() {
         let ids = Ids { root: Ino(77) };
-        assert_eq!(ids.ino(INodeNo(1)), Ino(77));
-        assert_eq!(ids.ino(INodeNo(77)), Ino(1));
-        assert_eq!(ids.ino(INodeNo(5)), Ino(5));
+        assert_eq!(ids.ino(1), Ino(77));
+        assert_eq!(ids.ino(77), Ino(1));
+        assert_eq!(ids.ino(5), Ino(5));
         for number in [1, 5, 77] {
             assert_eq!(ids.ino(ids.id(Ino(number))), Ino(number));
         }
@@ -191,9 +146,7 @@ mod unit {
             secs: -2,
             nanos: 800_000_000,
         };
-        assert_eq!(system_time(time), UNIX_EPOCH - Duration::from_millis(1200));
-        // As fuser decodes what the kernel sends for it.
-        let decoded = UNIX_EPOCH - Duration::new(2, 800_000_000);
-        assert_eq!(timestamp(decoded), time);
+        let wire = time.secs.cast_unsigned();
+        assert_eq!(set_time(false, wire, time.nanos), SetTime::To(time));
     }
 }

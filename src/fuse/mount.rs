@@ -6,22 +6,21 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::adaptor::Adaptor;
 use super::convert::Ids;
+use super::device;
 use super::seats::Seats;
+use super::session::{Channel, Serving, Session};
 use super::{fusermount, mountinfo};
 use crate::fs::Filesystem;
 use crate::tree::Ino;
-
-const DEVICE: &str = "/dev/fuse";
 
 /// What the mount says it is made from. No path: programs look at those of all mounts
 /// (mkfs.btrfs does), and fail where the mount is another user's, or dead.
@@ -32,7 +31,8 @@ const SOURCE: &str = "mirrorfs";
 pub enum MountError {
     /// The kernel offers no FUSE.
     #[error(
-        "cannot open {DEVICE}: {0}; is the fuse module loaded (`modprobe fuse`), and does this container have the device?"
+        "cannot open {device}: {0}; is the fuse module loaded (`modprobe fuse`), and does this container have the device?",
+        device = device::PATH
     )]
     Device(#[source] io::Error),
     /// The mount was refused.
@@ -94,6 +94,8 @@ pub struct MountOptions {
     pub nosuid: bool,
     /// Ignore device nodes in the tree.
     pub nodev: bool,
+    /// Serve over io_uring where the kernel offers that.
+    pub io_uring: bool,
     /// Mount with mount(2) rather than through `fusermount3`.
     pub privileged: bool,
 }
@@ -104,6 +106,7 @@ impl Default for MountOptions {
             threads: usize::MAX,
             nosuid: false,
             nodev: false,
+            io_uring: true,
             privileged: rustix::process::geteuid().is_root(),
         }
     }
@@ -122,6 +125,7 @@ pub struct Mount {
     dir: PathBuf,
     device: u64,
     privileged: bool,
+    channel: Channel,
     ended: Arc<Ended>,
 }
 
@@ -176,8 +180,7 @@ fn mount_privileged(
         dir: lower.dir().to_path_buf(),
         source,
     };
-    let fuse = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| MountError::Device(error.into()))?;
+    let fuse = device::open().map_err(|error| MountError::Device(error.into()))?;
     let data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions",
         fuse.as_raw_fd(),
@@ -200,7 +203,7 @@ fn serve(
     filesystem: Arc<Filesystem>,
     fuse: OwnedFd,
     dir: PathBuf,
-    device: u64,
+    number: u64,
     options: &MountOptions,
 ) -> Result<Mount, MountError> {
     let failed = |source: io::Error| MountError::Session {
@@ -210,48 +213,44 @@ fn serve(
     let ids = Ids {
         root: filesystem.root(),
     };
-    let served = filesystem.clone();
-    let seats = Seats::new(options.threads);
-    let threads = seats.threads();
-    let adaptor = Adaptor {
-        filesystem,
-        ids,
-        privileged: options.privileged,
-        seats,
-    };
-    let mut config = Config::default();
-    config.n_threads = Some(threads);
-    // A further descriptor per thread needs the device itself, which the user of a
-    // set-uid fusermount3 may not be allowed to open.
-    config.clone_fd =
-        rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).is_ok();
     // Who may come in is decided by the kernel: allow_other or not.
-    config.acl = SessionACL::All;
-    let session = Session::from_fd(adaptor, fuse, SessionACL::All, config).map_err(failed)?;
-    let notifier = session.notifier();
-    let ended = Arc::new(Ended::default());
-    // A negative offset means attributes only. For those the kernel waits for nothing
-    // (pages and entries would be another matter), so it can be told from a handler.
-    served.on_stale_attributes(Some(Box::new(move |ino| {
-        if let Err(error) = notifier.inval_inode(ids.id(ino), -1, 0) {
+    let seats = Seats::new(options.threads);
+    let session =
+        Session::establish(fuse, options.privileged, options.io_uring, &seats).map_err(failed)?;
+    let device = Arc::clone(session.device());
+    filesystem.on_stale_attributes(Some(Box::new(move |ino| {
+        if let Err(error) = device.attributes_changed(ids.id(ino)) {
             tracing::debug!(ino = ino.0, %error, "nothing to invalidate");
         }
     })));
-    let end = ended.clone();
+    let served = Arc::clone(&filesystem);
+    let Serving { threads, channel } = session.serve(filesystem, ids, &seats).map_err(failed)?;
+    tracing::info!("requests come through {channel}");
+    let ended = Arc::new(Ended::default());
+    let end = Arc::clone(&ended);
     std::thread::Builder::new()
         .name("fuse-session".into())
-        .spawn(move || run(session, &served, &end))
+        .spawn(move || attend(threads, &served, &end))
         .map_err(failed)?;
     Ok(Mount {
         dir,
-        device,
+        device: number,
         privileged: options.privileged,
+        channel,
         ended,
     })
 }
 
-fn run(session: Session<Adaptor>, served: &Filesystem, end: &Ended) {
-    let result = session.run().map_err(|error| error.to_string());
+/// Waits for the threads that serve: they end when the mount does.
+fn attend(threads: Vec<JoinHandle<Result<(), Errno>>>, served: &Filesystem, end: &Ended) {
+    let mut result = Ok(());
+    for thread in threads {
+        let ended = match thread.join() {
+            Ok(ended) => ended.map_err(|error| error.to_string()),
+            Err(_) => Err("a thread that served it panicked".into()),
+        };
+        result = result.and(ended);
+    }
     if let Err(error) = &result {
         tracing::error!("the FUSE session ended: {error}");
     }
@@ -270,6 +269,11 @@ impl Mount {
     /// The device number that everything in the mount shows as `st_dev`.
     pub fn device(&self) -> u64 {
         self.device
+    }
+
+    /// How requests reach the daemon.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
     }
 
     /// Whether the session is over: unmounted by somebody, or aborted.
@@ -348,8 +352,12 @@ pub fn clear_dead_mount(dir: &Path) -> Result<bool, MountError> {
             Mode::empty(),
         )
         .and_then(|held| rustix::fs::fstatfs(&held));
-        // A request that was under way when the daemon died was aborted.
-        if !matches!(dead, Err(Errno::NOTCONN | Errno::CONNABORTED)) {
+        // A request that was under way when the daemon died was aborted, and what comes
+        // while the kernel takes its rings down is cancelled.
+        if !matches!(
+            dead,
+            Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED)
+        ) {
             return Ok(cleared);
         }
         detach(dir, rustix::process::geteuid().is_root()).map_err(|source| {

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::{Mount, MountError, MountOptions, clear_dead_mount, mount};
+use super::{Channel, Mount, MountError, MountOptions, NoRing, clear_dead_mount, mount};
 use crate::fs::tests::{Fixture, assert_captured};
 use crate::fs::{Filesystem, FsOptions, Lower, LowerError};
 
@@ -16,22 +16,76 @@ use crate::fs::{Filesystem, FsOptions, Lower, LowerError};
 pub(crate) struct Mounted {
     pub(crate) t: Fixture,
     pub(crate) mount: Option<Mount>,
+    options: MountOptions,
+}
+
+/// The kernel offers FUSE over io_uring to whoever mounts while this lives: its parameter
+/// is on. Only one process at a time, so that each puts back what it found.
+struct UringOn {
+    was: String,
+    _turn: std::fs::File,
+}
+
+impl UringOn {
+    const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
+
+    fn new() -> Option<Self> {
+        let turn = std::fs::File::create(std::env::temp_dir().join("mirrorfs-test-uring")).ok()?;
+        turn.lock().ok()?;
+        let was = std::fs::read_to_string(Self::PARAMETER).ok()?;
+        std::fs::write(Self::PARAMETER, "Y").ok()?;
+        Some(Self { was, _turn: turn })
+    }
+}
+
+impl Drop for UringOn {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::PARAMETER, self.was.trim());
+    }
 }
 
 impl Mounted {
     /// None where this process may not mount.
     pub(crate) fn new() -> Option<Self> {
+        Self::with(MountOptions::default())
+    }
+
+    /// Served through the device, whatever else the kernel offers.
+    fn through_the_device() -> Option<Self> {
+        let mounted = Self::with(MountOptions {
+            io_uring: false,
+            ..MountOptions::default()
+        })?;
+        let channel = mounted.mount.as_ref().unwrap().channel();
+        assert_eq!(*channel, Channel::Device(NoRing::NotWanted));
+        Some(mounted)
+    }
+
+    /// Served over io_uring. None where the kernel does not know how.
+    fn over_io_uring() -> Option<Self> {
+        let parameter = UringOn::new()?;
+        let mounted = Self::with(MountOptions::default())?;
+        drop(parameter);
+        assert_eq!(*mounted.mount.as_ref().unwrap().channel(), Channel::IoUring);
+        Some(mounted)
+    }
+
+    fn with(options: MountOptions) -> Option<Self> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
             return None;
         }
         let t = Fixture::new();
-        let mut mounted = Self { t, mount: None };
+        let mut mounted = Self {
+            t,
+            mount: None,
+            options,
+        };
         mounted.up();
         Some(mounted)
     }
 
     fn up(&mut self) {
-        let up = mount(self.t.fs.clone(), &self.t.tree, MountOptions::default()).unwrap();
+        let up = mount(self.t.fs.clone(), &self.t.tree, self.options.clone()).unwrap();
         self.mount = Some(up);
     }
 
@@ -102,8 +156,20 @@ impl Drop for Mounted {
 }
 
 #[test]
-fn git_works() {
-    let Some(mut m) = Mounted::new() else { return };
+fn git_works_through_the_device() {
+    if let Some(m) = Mounted::through_the_device() {
+        git_works(m);
+    }
+}
+
+#[test]
+fn git_works_over_io_uring() {
+    if let Some(m) = Mounted::over_io_uring() {
+        git_works(m);
+    }
+}
+
+fn git_works(mut m: Mounted) {
     m.sh("git init -q repo && cd repo
          for i in $(seq 60); do mkdir -p d$((i % 7)); echo $i > d$((i % 7))/f$i; done
          git add . && git commit -qm one
@@ -137,8 +203,21 @@ a.close(); b.close()
 }
 
 #[test]
-fn files_are_what_posix_says() {
-    let Some(mut m) = Mounted::new() else { return };
+fn files_are_what_posix_says_through_the_device() {
+    if let Some(m) = Mounted::through_the_device() {
+        files_are_what_posix_says(m);
+    }
+}
+
+#[test]
+fn files_are_what_posix_says_over_io_uring() {
+    if let Some(m) = Mounted::over_io_uring() {
+        files_are_what_posix_says(m);
+    }
+}
+
+#[allow(clippy::too_many_lines)] // one script
+fn files_are_what_posix_says(mut m: Mounted) {
     m.python(
         r"
 import os, mmap, errno
@@ -217,6 +296,46 @@ f = open('log'); fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); f.close()
 }
 
 #[test]
+fn many_callers_at_once_through_the_device() {
+    if let Some(m) = Mounted::through_the_device() {
+        many_callers_at_once(m);
+    }
+}
+
+#[test]
+fn many_callers_at_once_over_io_uring() {
+    if let Some(m) = Mounted::over_io_uring() {
+        many_callers_at_once(m);
+    }
+}
+
+/// More callers than slots, with contents larger than a request, syncing meanwhile.
+fn many_callers_at_once(mut m: Mounted) {
+    m.python(
+        "
+import concurrent.futures, os, random
+def work(n):
+    os.sched_setaffinity(0, {n % os.cpu_count()})
+    content = random.Random(n).randbytes((3 << 20) + n)
+    name = f'f{n}'
+    with open(name, 'wb') as f:
+        f.write(content)
+        os.fsync(f.fileno())
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECT)
+    read = b''
+    while piece := os.pread(fd, 1 << 20, len(read)): read += piece
+    os.close(fd)
+    os.rename(name, f'g{n}')
+    return read == content
+with concurrent.futures.ProcessPoolExecutor(24) as pool:
+    assert all(pool.map(work, range(48)))
+assert len(os.listdir()) == 48
+",
+    );
+    m.down();
+}
+
+#[test]
 fn what_the_protocol_cannot_carry_is_refused_and_nothing_happens() {
     let Some(mut m) = Mounted::new() else { return };
     m.python(
@@ -246,7 +365,6 @@ def refused(error, call):
 refused(errno.EOPNOTSUPP, lambda: os.open('.', os.O_TMPFILE | os.O_RDWR))
 # FS_IOC_GETFLAGS, as lsattr asks.
 refused(errno.ENOTTY, lambda: fcntl.ioctl(os.open('f', os.O_RDONLY), 0x80086601, bytes(8)))
-assert subprocess.check_output(['stat', '-c', '%W', 'f']).strip() == b'0'
 ",
     );
     m.down();
@@ -255,9 +373,12 @@ assert subprocess.check_output(['stat', '-c', '%W', 'f']).strip() == b'0'
 #[test]
 fn inode_numbers_and_times_survive_a_remount() {
     let Some(mut m) = Mounted::new() else { return };
-    m.sh("mkdir -p a/b && echo x > a/b/f && ln a/b/f a/g");
-    let stat = "stat -c '%n %i %h %Y %Z %a %s' . a a/b a/b/f a/g; stat -c %a .";
+    m.sh("mkdir -p a/b && echo x > a/b/f && ln a/b/f a/g; touch -d '1931-05-04 03:02:01.25' a/b");
+    let stat = "stat -c '%n %i %h %.Y %Z %.W %a %s' . a a/b a/b/f a/g; stat -c %a .";
     let before = m.sh(stat);
+    assert!(before.contains("a/b "), "{before}");
+    assert!(before.contains(" -1220129878.75"), "{before}");
+    let births = m.sh("stat -c '%n %.W' a a/b a/b/f");
     m.sh("ls -lR > /dev/null; echo 2 > /proc/sys/vm/drop_caches");
     assert_eq!(m.sh(stat), before, "after the kernel forgot");
     m.down();
@@ -265,6 +386,11 @@ fn inode_numbers_and_times_survive_a_remount() {
     m.up();
     assert_eq!(m.sh(stat), before, "after a remount");
     m.down();
+    assert_eq!(
+        m.sh("stat -c '%n %.W' a a/b a/b/f"),
+        births,
+        "as lower has it"
+    );
 }
 
 #[test]
@@ -339,7 +465,11 @@ fn child_serves() {
     )
     .unwrap();
     fs.recover(&journal).unwrap();
-    let up = mount(fs, &tree, MountOptions::default()).unwrap();
+    let options = MountOptions {
+        io_uring: std::env::var_os("MIRRORFS_TEST_DEVICE").is_none(),
+        ..MountOptions::default()
+    };
+    let up = mount(fs, &tree, options).unwrap();
     parent.write_all(b"!").unwrap();
     // Ends with the other side.
     let _ = parent.read(&mut [0]);
@@ -375,14 +505,27 @@ fn base() -> tempfile::TempDir {
 }
 
 #[test]
-fn a_killed_daemon_leaves_a_dead_mount_and_every_write() {
+fn a_killed_daemon_leaves_a_dead_mount_and_every_write_through_the_device() {
+    let mut own = Command::new(std::env::current_exe().unwrap());
+    own.env("MIRRORFS_TEST_DEVICE", "1");
+    a_killed_daemon_leaves_a_dead_mount_and_every_write(own);
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_dead_mount_and_every_write_over_io_uring() {
+    let Some(_on) = UringOn::new() else { return };
+    let own = Command::new(std::env::current_exe().unwrap());
+    a_killed_daemon_leaves_a_dead_mount_and_every_write(own);
+}
+
+fn a_killed_daemon_leaves_a_dead_mount_and_every_write(daemon: Command) {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
         return;
     }
     let base = base();
     let tree = base.path().join("tree");
     let own = || Command::new(std::env::current_exe().unwrap());
-    let (mut child, _socket) = serve(base.path(), own());
+    let (mut child, _socket) = serve(base.path(), daemon);
     let wrote = Command::new("sh")
         .args(["-ec", "cd \"$0\"; echo one > a; mkdir d; echo two > d/b"])
         .arg(&tree)

@@ -90,9 +90,9 @@ fn every_kind_of_change_is_captured() {
         fs.rename(&own, dir, b"moved", dir, b"w", RenameFlags::WHITEOUT),
         Err(Errno::INVAL)
     );
-    fs.setxattr(&own, b, b"user.k", b"v", XattrFlags::empty())
+    fs.setxattr(&own, b, b"user.k", b"v", XattrFlags::empty(), None)
         .unwrap();
-    fs.setxattr(&own, b, b"user.l", b"w", XattrFlags::CREATE)
+    fs.setxattr(&own, b, b"user.l", b"w", XattrFlags::CREATE, None)
         .unwrap();
     fs.removexattr(&own, b, b"user.k").unwrap();
     assert_eq!(fs.getxattr(b, b"user.l").unwrap(), b"w");
@@ -273,7 +273,10 @@ fn trusted_attributes_are_listed_to_root_only() {
     let own = Caller::own();
     let ino = t.create(t.root(), "f", b"x");
     for name in [&b"user.a"[..], b"trusted.b"] {
-        match t.fs.setxattr(&own, ino, name, b"v", XattrFlags::empty()) {
+        match t
+            .fs
+            .setxattr(&own, ino, name, b"v", XattrFlags::empty(), None)
+        {
             // Needs CAP_SYS_ADMIN.
             Err(Errno::PERM) if name == b"trusted.b" => return,
             result => result.unwrap(),
@@ -495,11 +498,18 @@ fn the_door_is_known_by_its_number() {
     t.fs.setattr(&door, ino, &mode).unwrap();
     assert!(matches!(ticket.result(), Some(DoorResult::Done { .. })));
     // Its own change is no reason to refuse the next call of the same operation.
-    t.fs.setxattr(&door, ino, b"user.x", b"1", XattrFlags::empty())
+    t.fs.setxattr(&door, ino, b"user.x", b"1", XattrFlags::empty(), None)
         .unwrap();
     // Somebody else's is.
-    t.fs.setxattr(&Caller::own(), ino, b"user.y", b"1", XattrFlags::empty())
-        .unwrap();
+    t.fs.setxattr(
+        &Caller::own(),
+        ino,
+        b"user.y",
+        b"1",
+        XattrFlags::empty(),
+        None,
+    )
+    .unwrap();
     assert_eq!(t.fs.setattr(&door, ino, &mode).err(), Some(Errno::STALE));
     drop(ticket);
 
