@@ -4,7 +4,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod agent;
+mod background;
 pub mod cli;
+mod clock;
 pub mod daemon;
 pub mod door;
 pub mod fs;
@@ -12,6 +14,9 @@ pub mod fuse;
 pub mod reconcile;
 pub mod replica;
 pub mod replicator;
+mod seeded;
+#[cfg(test)]
+mod sim;
 pub mod transport;
 pub mod tree;
 pub mod wire;

@@ -127,6 +127,7 @@ pub struct PeerIndex {
     path: PathBuf,
     epoch: Epoch,
     rev: u64,
+    durable_commits: u64,
 }
 
 impl PeerIndex {
@@ -163,6 +164,7 @@ impl PeerIndex {
             path,
             epoch: Epoch(0),
             rev: 0,
+            durable_commits: 0,
         };
         let known = index.meta("identity")?;
         match index.meta("epoch")? {
@@ -212,6 +214,12 @@ impl PeerIndex {
         self.epoch
     }
 
+    /// How many commits since the opening were made to survive a power loss; each takes
+    /// all before it along.
+    pub fn durable_commits(&self) -> u64 {
+        self.durable_commits
+    }
+
     /// The newest revision.
     pub fn rev(&self) -> u64 {
         self.rev
@@ -251,6 +259,7 @@ impl PeerIndex {
         }
         if durable == Durable::PowerLoss {
             self.batch("PRAGMA synchronous = NORMAL")?;
+            self.durable_commits += u64::from(done.is_ok());
         }
         done
     }

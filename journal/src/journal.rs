@@ -37,6 +37,9 @@ pub struct JournalStatus {
     pub n: u64,
     /// The last number committed.
     pub committed: u64,
+    /// How many commits since the opening were made to survive a power loss; each takes
+    /// all before it along.
+    pub durable_commits: u64,
     /// Records and requests waiting for the writer.
     pub queued: usize,
     /// Why it takes no more records.
@@ -176,6 +179,7 @@ impl Journal {
         JournalStatus {
             n: shared.last.load(Ordering::Acquire),
             committed: shared.committed.load(Ordering::Acquire),
+            durable_commits: shared.durable_commits.load(Ordering::Acquire),
             queued: self.inner.sender.len(),
             poisoned: shared.poisoned.get().cloned(),
         }

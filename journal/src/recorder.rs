@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) room: Room,
     /// Callers of `durable` whose request the writer has not read yet.
     pub(crate) durable_waiting: AtomicUsize,
+    /// Commits that survive a power loss.
+    pub(crate) durable_commits: AtomicU64,
     /// Frames in the write-ahead log after the last checkpoint.
     pub(crate) log_frames: AtomicU64,
     /// Why nothing is recorded any more.

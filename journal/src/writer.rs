@@ -339,6 +339,9 @@ impl Writer {
     fn commit_transaction(&mut self) -> Result<(), Error> {
         self.view.connection.prepare_cached("COMMIT")?.execute([])?;
         self.log_in_use = true;
+        if self.level == Durability::Full {
+            self.shared.durable_commits.fetch_add(1, Ordering::Release);
+        }
         Ok(())
     }
 

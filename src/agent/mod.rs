@@ -17,6 +17,9 @@ mod silence;
 mod tests;
 mod watch;
 
+#[cfg(test)]
+pub(crate) use session::simulated::Stepped;
+
 use std::fmt::Display;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -156,7 +159,7 @@ fn applier<'a>(
         staging,
         index,
         #[cfg(test)]
-        hook: None,
+        hook: crate::sim::hook::take(),
     }
 }
 

@@ -180,7 +180,7 @@ impl Observer {
         if path.components().next() == Some(RESERVED) || self.later.contains_key(&path) {
             return;
         }
-        let now = Instant::now();
+        let now = crate::clock::monotonic();
         let (first, _) = self.since.unwrap_or((now, now));
         self.since = Some((first, now));
         *self.fresh.entry(path).or_default() |= tree;
@@ -197,7 +197,7 @@ impl Observer {
 
     /// Looks at what is due; with `all` at everything that has changed, due or not.
     pub(super) fn process(&mut self, all: bool) -> Result<(), Error> {
-        let now = Instant::now();
+        let now = crate::clock::monotonic();
         let quiet = self
             .since
             .is_some_and(|(first, last)| now >= (last + QUIET).min(first + PATIENCE));
@@ -330,7 +330,7 @@ impl Observer {
                     continue;
                 }
             };
-            let mut known: HashSet<Vec<u8>> = self.index.names_in(&dir)?.into_iter().collect();
+            let mut known: BTreeSet<Vec<u8>> = self.index.names_in(&dir)?.into_iter().collect();
             for name in names {
                 known.remove(&name);
                 if dir.is_root() && name == RESERVED {
@@ -427,7 +427,7 @@ impl Observer {
             Ok(Look::Changing) => {
                 let attempts = self.later.get(path).map_or(0, |later| later.attempts) + 1;
                 let pause = RETRY.0 * 2_u32.pow(attempts.min(7));
-                let at = Instant::now() + pause.min(RETRY.1);
+                let at = crate::clock::monotonic() + pause.min(RETRY.1);
                 self.later.insert(path.clone(), Later { at, attempts });
                 if attempts >= ATTEMPTS {
                     self.problem(path, being_written());

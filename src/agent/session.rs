@@ -8,6 +8,8 @@
 
 mod batches;
 mod reports;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -25,12 +27,13 @@ use super::observer::{COOKIE, Job, Observer, Signal};
 use super::offer::Offer;
 use super::silence::{Heard, Silence};
 use super::watch::{Watched, Watches};
+use crate::background;
 use crate::replica::Staging;
 use crate::replica::look::Look;
 use crate::replica::trash::Trash;
 use crate::tree::{Agreement, RelPath, Timestamp};
 use crate::wire::frame::{FrameError, read_message, write_message};
-use crate::wire::message::{BatchId, SIGN_OF_LIFE, ToAgent, ToMount};
+use crate::wire::message::{BatchId, Revision, SIGN_OF_LIFE, ToAgent, ToMount};
 
 /// How many messages may wait for the engine; of at most a frame each.
 const INCOMING: usize = 16;
@@ -75,7 +78,7 @@ struct Engine {
     dropped: VecDeque<BatchId>,
     /// The batch whose names are being synced, and a commit that waits for it.
     syncing: Option<BatchId>,
-    waiting: Option<(BatchId, Agreement)>,
+    waiting: Option<(BatchId, Agreement, Revision)>,
     drains: Vec<Drain>,
     cookies: u64,
     /// Up to where everything has been reported, and whether that was in this session.
@@ -125,18 +128,18 @@ where
     let pongs = out.clone();
     let silence = Silence::longer_than(deadline);
     let listening = silence.clone();
-    thread("read", move || {
+    background::start("read", move || {
         read(input, &listening, &to_engine, &pongs);
     })
     .map_err(spawn)?;
-    thread("write", move || {
+    background::start("write", move || {
         write(output, &to_write, SIGN_OF_LIFE.min(deadline / 4));
         drop(written);
     })
     .map_err(spawn)?;
     let trash = Trash::of(&reserved)?;
     let looked = done.clone();
-    thread("look", move || {
+    background::start("look", move || {
         for job in to_look {
             let found = job.look();
             if looked.send(Done::Looked(job.path, found)).is_err() {
@@ -152,28 +155,10 @@ where
         },
         Err(error) => (Err(no_watch(&error)), never()),
     };
-    let mut engine = Engine {
-        observer: Observer::new(served, reserved, index, watches, jobs)?,
-        staging,
-        _lock: lock,
-        out,
-        done,
-        fetches: Fetches::default(),
-        next_fetch: None,
-        offer: None,
-        dropped: VecDeque::new(),
-        syncing: None,
-        waiting: None,
-        drains: Vec::new(),
-        cookies: 0,
-        reported: seen.map_or(0, |seen| seen.rev),
-        whole: seen.is_none(),
-        degraded: None,
-        next_scan: None,
-        silence,
-    };
+    let observer = Observer::new(served, reserved, index, watches, jobs)?;
+    let mut engine = Engine::new(observer, staging, lock, seen, out, done, silence);
     let (session, ended) = bounded::<()>(0);
-    thread("trash", move || keep_in_bounds(&trash, &ended)).map_err(spawn)?;
+    background::start("trash", move || keep_in_bounds(&trash, &ended)).map_err(spawn)?;
     let ended = engine
         .start()
         .and_then(|()| engine.all(&incoming, &events, &dones));
@@ -194,13 +179,6 @@ where
         Err(Error::Disconnected) => Ok(()),
         other => other,
     }
-}
-
-fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
-        .map(|_| ())
 }
 
 /// Removes from the trash what is too old or too much, now and then every hour, until
@@ -260,6 +238,37 @@ fn write(output: impl Write, messages: &Receiver<ToMount>, sign_every: Duration)
 }
 
 impl Engine {
+    fn new(
+        observer: Observer,
+        staging: Staging,
+        lock: Lock,
+        seen: Option<Revision>,
+        out: Sender<ToMount>,
+        done: Sender<Done>,
+        silence: Silence,
+    ) -> Self {
+        Self {
+            observer,
+            staging,
+            _lock: lock,
+            out,
+            done,
+            fetches: Fetches::default(),
+            next_fetch: None,
+            offer: None,
+            dropped: VecDeque::new(),
+            syncing: None,
+            waiting: None,
+            drains: Vec::new(),
+            cookies: 0,
+            reported: seen.map_or(0, |seen| seen.rev),
+            whole: seen.is_none(),
+            degraded: None,
+            next_scan: None,
+            silence,
+        }
+    }
+
     /// Brings the index up to date and reports what the other side has not seen.
     fn start(&mut self) -> Result<(), Error> {
         self.remove_cookies()?;
@@ -378,7 +387,7 @@ impl Engine {
                     self.observer.commit()?;
                     self.observer.index.forget_tombstones(seen.rev)?;
                 }
-                self.commit(batch, agreement)
+                self.commit(batch, agreement, seen)
             }
             ToAgent::Fetch {
                 request,
@@ -433,7 +442,7 @@ impl Engine {
 
     /// Looks at what is due, reports it, and answers those who waited for it.
     fn observe(&mut self) -> Result<(), Error> {
-        let now = Instant::now();
+        let now = crate::clock::monotonic();
         if self.next_scan.is_some_and(|at| at <= now) {
             self.scan()?;
         }
@@ -445,13 +454,13 @@ impl Engine {
     }
 
     fn scan(&mut self) -> Result<(), Error> {
-        let begin = Instant::now();
+        let begin = crate::clock::monotonic();
         self.observer.scan()?;
         self.observer.commit()?;
         let degraded = self.observer.unwatched().map(str::to_owned);
         self.next_scan = degraded
             .is_some()
-            .then(|| Instant::now() + SCAN_EVERY.max(begin.elapsed() * SCAN_SHARE));
+            .then(|| crate::clock::monotonic() + SCAN_EVERY.max(begin.elapsed() * SCAN_SHARE));
         if degraded != self.degraded {
             self.degraded = degraded.clone();
             self.send(ToMount::Watching { degraded })?;

@@ -42,7 +42,7 @@ pub(super) struct Watches {
     by_path: BTreeMap<RelPath, WatchDescriptor>,
     reserved: Option<WatchDescriptor>,
     /// Ends the thread when it is dropped.
-    _stop: OwnedFd,
+    _stop: Option<OwnedFd>,
 }
 
 /// Where an event happened.
@@ -66,14 +66,24 @@ impl Watches {
         std::thread::Builder::new()
             .name("watch".to_owned())
             .spawn(move || pump(inotify, &stopped, &sender))?;
-        let watches = Self {
+        Ok((Self::of(watches, Some(stop)), receiver))
+    }
+
+    /// The same without the thread: the events are there to be read.
+    #[cfg(test)]
+    pub(super) fn unattended() -> io::Result<(Self, Inotify)> {
+        let inotify = Inotify::init()?;
+        Ok((Self::of(inotify.watches(), None), inotify))
+    }
+
+    fn of(watches: inotify::Watches, stop: Option<OwnedFd>) -> Self {
+        Self {
             watches,
             paths: HashMap::new(),
             by_path: BTreeMap::new(),
             reserved: None,
             _stop: stop,
-        };
-        Ok((watches, receiver))
+        }
     }
 
     /// Watches the reserved directory for files that appear.
@@ -163,6 +173,18 @@ pub(super) fn is_exhausted(error: &io::Error) -> bool {
     )
 }
 
+/// Reads what has happened.
+pub(super) fn read(inotify: &mut Inotify, buffer: &mut [u8]) -> io::Result<Vec<Event>> {
+    let events = inotify.read_events(buffer)?;
+    Ok(events
+        .map(|event| Event {
+            watch: event.wd,
+            mask: event.mask,
+            name: event.name.map(|name| name.as_bytes().to_vec()),
+        })
+        .collect())
+}
+
 fn pump(mut inotify: Inotify, stopped: &OwnedFd, sender: &Sender<Watched>) {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -180,14 +202,8 @@ fn pump(mut inotify: Inotify, stopped: &OwnedFd, sender: &Sender<Watched>) {
         if !fds[1].revents().is_empty() {
             return;
         }
-        let events = match inotify.read_events(&mut buffer) {
-            Ok(events) => events
-                .map(|event| Event {
-                    watch: event.wd,
-                    mask: event.mask,
-                    name: event.name.map(|name| name.as_bytes().to_vec()),
-                })
-                .collect(),
+        let events = match read(&mut inotify, &mut buffer) {
+            Ok(events) => events,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
                 let _ = sender.send(Watched::Failed(error));

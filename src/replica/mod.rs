@@ -8,6 +8,7 @@ pub mod look;
 mod meta;
 mod reserved;
 mod staging;
+pub(crate) mod sync;
 pub mod trash;
 
 pub use beneath::Root;

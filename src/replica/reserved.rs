@@ -179,7 +179,7 @@ pub(super) fn sync_dir(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    rustix::fs::fsync(&fd)
+    super::sync::dir(fd.as_fd())
 }
 
 fn open_dir(at: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
@@ -240,7 +240,7 @@ fn replace_file(dir: BorrowedFd<'_>, name: &str, content: &[u8]) -> Result<(), E
         rustix::fs::openat(dir, &new, flags, Mode::RUSR | Mode::WUSR).context("create", path())?;
     let mut file = File::from(fd);
     file.write_all(content).context("write", path())?;
-    file.sync_all().context("sync", path())?;
+    super::sync::file(&file).context("sync", path())?;
     rustix::fs::renameat(dir, &new, dir, name).context("replace", path())?;
     sync_dir(dir).context("sync", ".mirrorfs")
 }

@@ -190,7 +190,7 @@ impl Staging {
                 .len();
             let file = self.create(name)?;
             copy(from, &file, size)
-                .and_then(|()| file.sync_all())
+                .and_then(|()| super::sync::file(&file))
                 .context("copy to", shown(name.as_str()))
         })
     }
@@ -398,7 +398,7 @@ impl Incoming<'_> {
             });
         }
         if sync {
-            file.sync_all().context("sync", shown(&part(hash)))?;
+            super::sync::file(&file).context("sync", shown(&part(hash)))?;
         }
         let dir = &self.staging.dir;
         rustix::fs::renameat(dir, part(hash), dir, hash.to_string())

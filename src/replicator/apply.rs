@@ -10,7 +10,7 @@ use crate::fs::{DoorOp, DoorResult, Expect, Filesystem, StagedName};
 use crate::replica::beneath::Place;
 use crate::replica::keep::Shelf;
 use crate::replica::{self, Owner, Placed, Reserved, Staging};
-use crate::tree::{Content, ContentHash, Entry, Ino, Kind, RelPath, Timestamp, Xattrs};
+use crate::tree::{Content, ContentHash, Entry, Ino, Kind, RelPath, Xattrs};
 
 use super::Error;
 use super::batch::Step;
@@ -81,7 +81,11 @@ pub fn apply(
     for found in &round.found {
         match artefacts(tree, round, found) {
             Ok(made) => ops.extend(made),
-            Err(reason) => refused.push((found.conflict.path.clone(), reason)),
+            Err(reason) => {
+                refused.push((found.conflict.path.clone(), reason));
+                // The older version stays on record, and its artefacts with it.
+                continue;
+            }
         }
         ops.extend(
             found
@@ -400,7 +404,7 @@ fn stage_text(tree: &LocalTree, text: &str) -> Result<StagedName, String> {
             hash: ContentHash::of(text.as_bytes()),
         },
         mode: 0o644,
-        mtime: Timestamp::now(),
+        mtime: crate::clock::wall(),
         xattrs: Xattrs::new(),
     };
     stage_bytes(tree, text.as_bytes())?;

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
 
 use crate::replica::Partial;
 use crate::replica::keep::remove_tree;
@@ -21,7 +20,11 @@ use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus};
 use super::link::Session;
 use super::machine::{Command, Event, LinkState, Machine, Planned};
 use super::round::{Orders, Resolution, Resume, Round, plan};
+use super::work::{Results, blocking, start, start_after};
 use super::{Error, merge, store};
+
+#[cfg(test)]
+pub(crate) mod simulated;
 
 /// Bytes of content in one message.
 const STRETCH: usize = 256 * 1024;
@@ -71,10 +74,7 @@ pub(super) struct Driver {
     resume: Option<Resume>,
     /// See [`plan`].
     reports: Arc<Mutex<()>>,
-    finished: (
-        mpsc::UnboundedSender<Numbered>,
-        mpsc::UnboundedReceiver<Numbered>,
-    ),
+    finished: Results<Numbered>,
     last_stderr: Option<String>,
     /// What the last round could not do, and what the agent says it cannot.
     problems: (Problems, Problems),
@@ -85,20 +85,13 @@ pub(super) struct Driver {
     created: HashMap<RelPath, Instant>,
     /// Deletions that wait for more of them.
     gathering: Option<usize>,
+    /// A simulation is to make a link.
+    #[cfg(test)]
+    dials: bool,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs something that blocks, off the runtime's thread.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Error::Worker(error.to_string())),
-    }
 }
 
 impl Driver {
@@ -106,7 +99,7 @@ impl Driver {
         Self {
             context,
             machine,
-            started: Instant::now(),
+            started: crate::clock::monotonic(),
             status,
             session: None,
             link_number: 0,
@@ -125,6 +118,8 @@ impl Driver {
             gathering: None,
             deleted: Vec::new(),
             created: HashMap::new(),
+            #[cfg(test)]
+            dials: false,
         }
     }
 
@@ -137,7 +132,7 @@ impl Driver {
                 .deadline()
                 .map_or(Duration::from_secs(3600), |deadline| {
                     deadline
-                        .saturating_sub(self.started.elapsed())
+                        .saturating_sub(self.elapsed())
                         .min(Duration::from_secs(3600))
                 });
             let event = tokio::select! {
@@ -225,16 +220,20 @@ impl Driver {
         }
     }
 
+    /// The machine's time.
+    fn elapsed(&self) -> Duration {
+        crate::clock::monotonic().duration_since(self.started)
+    }
+
     async fn carry_out(&mut self, event: Event) {
-        let mut commands: VecDeque<Command> =
-            self.machine.handle(self.started.elapsed(), event).into();
+        let mut commands: VecDeque<Command> = self.machine.handle(self.elapsed(), event).into();
         while let Some(command) = commands.pop_front() {
             let event = match self.execute(command).await {
                 Ok(event) => event,
                 Err(error) => Some(Event::RoundFailed(error.to_string())),
             };
             if let Some(event) = event {
-                commands.extend(self.machine.handle(self.started.elapsed(), event));
+                commands.extend(self.machine.handle(self.elapsed(), event));
             }
         }
     }
@@ -361,9 +360,14 @@ impl Driver {
 
     fn connect(&mut self) {
         self.link_number += 1;
+        #[cfg(test)]
+        if crate::sim::jobs::is_simulated() {
+            self.dials = true;
+            return;
+        }
         let number = self.link_number;
         let (connect, finished) = (self.context.connect.clone(), self.finished.0.clone());
-        spawn_blocking(move || {
+        start(move || {
             let _ = finished.send((number, Finished::Connected(connect())));
         });
     }
@@ -428,9 +432,11 @@ impl Driver {
     fn plan(&mut self, agree: bool) {
         self.round_number += 1;
         let number = self.round_number;
+        let now = crate::clock::monotonic();
         self.deleted
-            .retain(|(at, files)| !files.is_empty() && at.elapsed() < LATELY);
-        self.created.retain(|_, at| at.elapsed() < LATELY);
+            .retain(|(at, files)| !files.is_empty() && now.duration_since(*at) < LATELY);
+        self.created
+            .retain(|_, at| now.duration_since(*at) < LATELY);
         let orders = Orders {
             policy: self.context.policy,
             resume: self.resume,
@@ -444,7 +450,7 @@ impl Driver {
         };
         let (context, finished) = (self.context.clone(), self.finished.0.clone());
         let reports = Arc::clone(&self.reports);
-        spawn_blocking(move || {
+        start(move || {
             let planned = plan(
                 &context.journal,
                 &context.tree.filesystem,
@@ -467,7 +473,7 @@ impl Driver {
         if let Some(round) = &self.round {
             let round = lock(round);
             self.gathering = round.gathering;
-            let now = Instant::now();
+            let now = crate::clock::monotonic();
             let old = round
                 .deleted()
                 .filter(|path| !self.created.contains_key(*path));
@@ -511,7 +517,7 @@ impl Driver {
             return;
         }
         let staging = Arc::clone(&self.context.tree.staging);
-        spawn_blocking(move || {
+        start(move || {
             for hash in hashes {
                 // Another peer's round may be about to use it: then that one fetches it.
                 if let Err(error) = staging.forget(hash) {
@@ -533,7 +539,7 @@ impl Driver {
             return;
         }
         let (tree, contents) = (self.context.tree.clone(), Arc::clone(contents));
-        spawn_blocking(move || {
+        start(move || {
             if let Err(error) = merge::keep(&tree, &contents, worth) {
                 tracing::warn!(%error, "the content of a base is not kept");
             }
@@ -549,7 +555,7 @@ impl Driver {
             return;
         }
         let reserved = Arc::clone(&self.context.tree.reserved);
-        spawn_blocking(move || {
+        start(move || {
             for name in outdated {
                 for name in [format!("{name}{UNIT_INFO}"), name] {
                     if let Err(error) = remove_tree(reserved.conflicts(), name.as_bytes()) {
@@ -570,7 +576,7 @@ impl Driver {
         };
         let mut round = Box::new(round.into_inner().unwrap_or_else(PoisonError::into_inner));
         let contents = self.context.contents.clone().filter(|_| self.context.merge);
-        spawn_blocking(move || {
+        start(move || {
             let merged = match contents {
                 Some(contents) => apply_merged(&tree, &journal, &mut round, &contents),
                 None => Ok(Vec::new()),
@@ -602,7 +608,7 @@ impl Driver {
         };
         let partial = self.incoming.remove(&hash);
         let staging = self.context.tree.staging.clone();
-        let stored = spawn_blocking(move || {
+        let store = move || {
             let mut incoming = match partial {
                 Some(partial) => staging.resume(partial),
                 None => staging.begin(hash, size)?,
@@ -618,9 +624,10 @@ impl Driver {
                 return Ok(None);
             }
             Ok::<_, crate::replica::Error>(Some(incoming.set_aside()))
-        })
-        .await
-        .map_err(|error| error.to_string())?;
+        };
+        let stored = blocking(move || Ok(store()))
+            .await
+            .map_err(|error| error.to_string())?;
         match stored.map_err(|error| error.to_string())? {
             Some(partial) => {
                 self.incoming.insert(hash, partial);
@@ -637,15 +644,10 @@ impl Driver {
         };
         let (contents, finished) = (session.contents(), self.finished.0.clone());
         let number = self.round_number;
-        tokio::spawn(async move {
-            let Some(room) = contents.room().await else {
-                return;
-            };
-            let read = spawn_blocking(move || read_stretch(&lock(&round), hash, offset)).await;
-            let (stretch, next) = match read {
-                Ok(Ok((message, next))) => (Ok((message, room)), next),
-                Ok(Err(reason)) => (Err(reason), None),
-                Err(error) => (Err(error.to_string()), None),
+        start_after(async move { contents.room().await }, move |room| {
+            let (stretch, next) = match read_stretch(&lock(&round), hash, offset) {
+                Ok((message, next)) => (Ok((message, room)), next),
+                Err(reason) => (Err(reason), None),
             };
             let _ = finished.send((number, Finished::Sent { stretch, next }));
         });
@@ -747,10 +749,7 @@ impl Driver {
 
     /// Adds what the transport printed to the reason why a link ended.
     fn explain(&mut self, reason: String) -> String {
-        let stderr = self
-            .session
-            .as_ref()
-            .map(|session| session.link().stderr_tail());
+        let stderr = self.session.as_ref().map(Session::stderr_tail);
         self.last_stderr = stderr.filter(|text| !text.trim().is_empty());
         match &self.last_stderr {
             Some(text) => format!("{reason} ({})", text.trim()),

@@ -140,6 +140,38 @@ pub(super) enum Control {
     Stop,
 }
 
+/// A driver for a peer as it is recorded, and where it tells how it is doing. `jitter`
+/// spreads the reconnects of several peers.
+pub(super) fn prepare(
+    context: Context,
+    jitter: u64,
+) -> Result<(Driver, Arc<Mutex<PeerStatus>>), Error> {
+    let Some(peer) = context.journal.snapshot()?.peer(context.peer)? else {
+        return Err(Error::UnknownPeer);
+    };
+    let newest = context.journal.recorder().last();
+    let machine =
+        Machine::new(peer.cursor, peer.durable, newest, jitter).with_deadline(context.deadline);
+    let status = Arc::new(Mutex::new(PeerStatus {
+        id: peer.id,
+        state: PeerState::Connecting,
+        transport: None,
+        version: None,
+        applied_seq: peer.cursor,
+        durable_seq: peer.durable,
+        pending_bytes: 0,
+        settled: false,
+        last_error: None,
+        halt_reason: None,
+        wiped: Vec::new(),
+        problems: Vec::new(),
+        degraded: None,
+        preview: None,
+    }));
+    let driver = Driver::new(context, machine, Arc::clone(&status));
+    Ok((driver, status))
+}
+
 /// The daemon's hold on a peer's task.
 pub struct Handle {
     control: mpsc::UnboundedSender<Control>,
@@ -150,36 +182,13 @@ pub struct Handle {
 impl Handle {
     /// Starts the task within the current runtime.
     pub fn spawn(context: Context) -> Result<Self, Error> {
-        let Some(peer) = context.journal.snapshot()?.peer(context.peer)? else {
-            return Err(Error::UnknownPeer);
-        };
-        let newest = context.journal.recorder().last();
         let jitter = Id::random().map_err(|_| Error::Random)?.0[0];
-        let machine = Machine::new(peer.cursor, peer.durable, newest, u64::from(jitter) + 1)
-            .with_deadline(context.deadline);
-        let status = Arc::new(Mutex::new(PeerStatus {
-            id: peer.id,
-            state: PeerState::Connecting,
-            transport: None,
-            version: None,
-            applied_seq: peer.cursor,
-            durable_seq: peer.durable,
-            pending_bytes: 0,
-            settled: false,
-            last_error: None,
-            halt_reason: None,
-            wiped: Vec::new(),
-            problems: Vec::new(),
-            degraded: None,
-            preview: None,
-        }));
+        let journal = context.journal.clone();
+        let (driver, status) = prepare(context, u64::from(jitter) + 1)?;
         let (control, controls) = mpsc::unbounded_channel();
         let waker = control.clone();
         // Runs on the journal's writer thread: only a wake.
-        context
-            .journal
-            .on_commit(move |n| drop(waker.send(Control::Wake(n))));
-        let driver = Driver::new(context, machine, status.clone());
+        journal.on_commit(move |n| drop(waker.send(Control::Wake(n))));
         let task = tokio::spawn(driver.run(controls));
         Ok(Self {
             control,

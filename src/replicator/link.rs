@@ -26,13 +26,14 @@ pub(super) struct Session {
     pub(super) incoming: mpsc::Receiver<Result<Option<ToMount>, String>>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     budget: Arc<Semaphore>,
-    tasks: [JoinHandle<()>; 2],
-    /// Keeps the transport alive; tells why it ended.
-    link: Link,
+    tasks: Vec<JoinHandle<()>>,
+    /// Keeps the transport alive; tells why it ended. None in a simulation.
+    link: Option<Link>,
 }
 
-struct Outgoing {
-    frame: Vec<u8>,
+/// A frame, as it waits to be written.
+pub(super) struct Outgoing {
+    pub(super) frame: Vec<u8>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -129,8 +130,8 @@ impl Session {
             incoming,
             outgoing,
             budget: Arc::new(Semaphore::new(STRETCHES)),
-            tasks: [reading, writing],
-            link,
+            tasks: vec![reading, writing],
+            link: Some(link),
         })
     }
 
@@ -153,9 +154,28 @@ impl Session {
         }
     }
 
-    /// The transport below.
-    pub(super) fn link(&self) -> &Link {
-        &self.link
+    /// The last that the transport printed.
+    pub(super) fn stderr_tail(&self) -> String {
+        self.link
+            .as_ref()
+            .map(Link::stderr_tail)
+            .unwrap_or_default()
+    }
+
+    /// A session without a stream: frames are taken from the receiver, and messages
+    /// brought in by whoever made it.
+    #[cfg(test)]
+    pub(super) fn simulated() -> (Self, mpsc::UnboundedReceiver<Outgoing>) {
+        let (_, incoming) = mpsc::channel(1);
+        let (outgoing, frames) = mpsc::unbounded_channel();
+        let session = Self {
+            incoming,
+            outgoing,
+            budget: Arc::new(Semaphore::new(STRETCHES)),
+            tasks: Vec::new(),
+            link: None,
+        };
+        (session, frames)
     }
 }
 

@@ -21,12 +21,18 @@ pub mod scope;
 mod store;
 #[cfg(test)]
 mod tests;
+mod work;
+
+#[cfg(test)]
+pub(crate) use driver::simulated::Stepped;
 
 pub use apply::LocalTree;
 pub use conflict::{RemoteVersion, kept_name};
 pub use handle::{Connect, Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
 pub use repositories::{UnitState, unit_state};
 pub use round::{Resolution, Resume, Side};
+#[cfg(test)]
+pub(crate) use store::placing;
 pub use store::{forget_peer, renew_lost_copies};
 
 /// What went wrong on this side.

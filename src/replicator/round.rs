@@ -7,6 +7,7 @@ use mirrorfs_journal::{BaseChange, Conflict, Durability, Journal, Peer, Proposal
 
 use crate::fs::Cut;
 use crate::reconcile::{Decision, Held, Plan, Policy, Sides, reconcile};
+use crate::seeded::{self, Bug};
 use crate::tree::git::{LARGEST_INDEX, meaning};
 use crate::tree::{
     Agreement, Content, ContentHash, Entry, Id, Ino, NodeId, PeerId, RelPath, Timestamp,
@@ -265,6 +266,9 @@ pub fn plan(
         std::mem::take(&mut scope.git),
         orders.policy,
     );
+    if seeded::has(Bug::NewestWins) {
+        settle_by_time(&mut decided);
+    }
     let mut resolved = resolve(&snapshot, &mut decided, &conflicts, orders)?;
     let gathering = gather_deletions(&mut decided, orders);
     let braked = brake(&snapshot, &peer, &mut decided, orders)?;
@@ -313,6 +317,25 @@ pub fn plan(
         .cut
         .needs(round.sources.values().map(|source| source.ino).collect());
     Ok((round, planned))
+}
+
+/// What a program would do that trusts clocks.
+fn settle_by_time(plan: &mut Plan) {
+    let conflicts: Vec<(RelPath, bool)> = plan
+        .decisions
+        .iter()
+        .filter_map(|(path, (sides, decision))| {
+            let (local, remote) = (sides.local.as_ref()?, sides.remote.as_ref()?);
+            (*decision == Decision::Conflict).then(|| (path.clone(), local.mtime < remote.mtime))
+        })
+        .collect();
+    for (path, remote) in conflicts {
+        if remote {
+            plan.settle_for_remote(&path);
+        } else {
+            plan.settle_for_local(&path);
+        }
+    }
 }
 
 /// Takes what is only to be made on the peer, beyond a number, out of a plan. A batch has
@@ -623,7 +646,7 @@ fn find_conflicts(
     orders: &Orders,
 ) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
-    let since = Timestamp::now();
+    let now = crate::clock::wall();
     for (path, (sides, decision)) in &plan.decisions {
         if *decision != Decision::Conflict {
             continue;
@@ -637,13 +660,18 @@ fn find_conflicts(
             Some(conflict) => unedited_artefacts(snapshot, conflict)?,
             None => Vec::new(),
         };
-        let edited = known
+        let mut edited = Vec::new();
+        for artefact in known
             .into_iter()
             .flat_map(|conflict| [&conflict.copy, &conflict.info])
             .flatten()
-            .filter(|path| !superseded.iter().any(|(known, _)| known == *path))
-            .cloned()
-            .collect();
+        {
+            let goes = superseded.iter().any(|(known, _)| known == artefact);
+            // What is not there any more is nobody's file.
+            if !goes && snapshot.at(artefact)?.is_some() {
+                edited.push(artefact.clone());
+            }
+        }
         let name = orders.name_artefacts.then_some(peer.name.as_str());
         // Git must not find files there that are not its own, nor a work tree any that
         // come and go.
@@ -655,9 +683,10 @@ fn find_conflicts(
         let outdated = known
             .filter(|conflict| conflict.unit.is_some())
             .map(kept_name);
-        let names = Artefacts::beside(path, name, since)
-            .ok()
-            .filter(|_| !in_git);
+        let (since, names) = match in_git {
+            true => (now, None),
+            false => free_names(snapshot, path, name, now)?,
+        };
         let is_directory = sides
             .remote
             .as_ref()
@@ -719,6 +748,27 @@ fn worth_keeping(plan: &Plan) -> Vec<(&RelPath, &Entry)> {
     }
     worth.retain(|(_, entry)| entry.content != Content::Directory);
     worth
+}
+
+/// The names of a conflict's artefacts, with the moment that they carry: the first from
+/// now on at which both are free. A version that is superseded within a second still has
+/// the names of that one.
+fn free_names(
+    snapshot: &Snapshot,
+    path: &RelPath,
+    peer: Option<&str>,
+    now: Timestamp,
+) -> Result<(Timestamp, Option<Artefacts>), Error> {
+    let mut at = now;
+    loop {
+        let Ok(names) = Artefacts::beside(path, peer, at) else {
+            return Ok((now, None));
+        };
+        if snapshot.at(&names.copy)?.is_none() && snapshot.at(&names.info)?.is_none() {
+            return Ok((at, Some(names)));
+        }
+        at.secs += 1;
+    }
 }
 
 #[allow(clippy::too_many_arguments)]

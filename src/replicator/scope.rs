@@ -54,6 +54,11 @@ pub struct LocalNode {
 impl LocalNode {
     /// Whether attributes are still those that were decided on.
     pub fn is_unchanged(&self, now: &Attr) -> bool {
+        // The times and the size of a directory follow from its names, which the journal
+        // has one by one, and which are looked at one by one.
+        if self.attr.kind == Kind::Directory {
+            return now.kind == Kind::Directory;
+        }
         // Renames through the journal move the change time, and are known to it; the
         // content's own marks are what a program behind the mount's back leaves.
         (self.attr.kind, self.attr.size, self.attr.mtime) == (now.kind, now.size, now.mtime)

@@ -5,13 +5,14 @@ use std::collections::{BTreeSet, HashSet};
 use mirrorfs_journal::{BaseChange, Durability, Journal, Update};
 
 use crate::reconcile::{Decision, Held, Policy};
+use crate::seeded::{self, Bug};
 use crate::tree::{Content, ContentHash, Ino, PeerId, RelPath};
 use crate::wire::message::{AgentHello, Divergence, MountHello, Observation, Op, Revision};
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::round::{Round, unsettled_key};
+use super::round::{Found, Round, unsettled_key};
 use super::scope::Unsettled;
 
 /// What the hello of the mounted side says about the peer.
@@ -301,10 +302,16 @@ pub(super) fn accept(
     let peer = round.peer.id;
     let ops: BTreeSet<u32> = diverged.iter().map(|divergence| divergence.op).collect();
     round.leave_unsettled(diverged);
-    let notes = Notes::of(round);
+    let notes = Notes::of(round, diverged);
     let kept = kept_after(round, &ops)?;
+    // Asked here: the switch is this thread's.
+    let forgets = seeded::has(Bug::ForgetsTheBase);
     journal.update(Durability::Normal, move |update| {
         notes.forget_decided(update, peer)?;
+        if forgets && let Some(mut proposal) = update.proposal(peer)? {
+            proposal.changes.clear();
+            update.propose(peer, &proposal)?;
+        }
         accept_stored(update, peer, &ops)?;
         notes.store(update, peer)?;
         update.set_setting(&kept_key(peer), &kept)?;
@@ -417,7 +424,7 @@ fn kept_after(round: &Round, diverged: &BTreeSet<u32>) -> Result<Vec<u8>, Error>
 const PLACING: &str = "placing";
 
 /// Artefacts that are about to be placed, and may be in the tree without a record.
-pub(super) fn placing(view: &mirrorfs_journal::View) -> Result<BTreeSet<RelPath>, Error> {
+pub(crate) fn placing(view: &mirrorfs_journal::View) -> Result<BTreeSet<RelPath>, Error> {
     let stored = view.setting(PLACING)?;
     Ok(stored
         .and_then(|bytes| postcard::from_bytes(&bytes).ok())
@@ -446,41 +453,55 @@ pub(super) fn announce_artefacts(journal: &Journal, round: &Round) -> Result<(),
     Ok(())
 }
 
+/// Whether a conflict that was found could be put on record. Without its copy it is not:
+/// the next round tries again.
+fn is_on_record(found: &Found, round: &Round) -> bool {
+    let copy = found.conflict.copy.as_ref();
+    copy.is_none_or(|copy| round.placed.contains_key(copy))
+}
+
 /// Puts the conflicts on record whose artefacts have been placed.
 pub(super) fn open_conflicts(journal: &Journal, round: &Round) -> Result<(), Error> {
-    let opened: Vec<_> = round
-        .found
-        .iter()
-        // Without its copy a conflict is not on record: the next round tries again.
-        .filter(|found| {
-            found
-                .conflict
-                .copy
-                .as_ref()
-                .is_none_or(|copy| round.placed.contains_key(copy))
-        })
-        .map(|found| {
-            let mut conflict = found.conflict.clone();
-            conflict.info = conflict.info.filter(|path| round.placed.contains_key(path));
-            let placed: Vec<_> = [&conflict.copy, &conflict.info]
-                .into_iter()
-                .flatten()
-                .filter_map(|path| round.placed.get(path).map(|(ino, _)| (path.clone(), *ino)))
-                .collect();
-            (conflict, placed)
-        })
-        .collect();
-    if opened.is_empty() {
+    if round.found.is_empty() {
         return Ok(());
     }
     let name = round.peer.name.clone();
+    let mut announced = BTreeSet::new();
+    let mut opened = Vec::new();
+    for found in &round.found {
+        let artefacts = [&found.conflict.copy, &found.conflict.info];
+        announced.extend(artefacts.into_iter().flatten().cloned());
+        if !is_on_record(found, round) {
+            continue;
+        }
+        let mut conflict = found.conflict.clone();
+        conflict.info = conflict.info.filter(|path| round.placed.contains_key(path));
+        let made = |path: &RelPath| round.placed.get(path).copied();
+        let copy = conflict.copy.as_ref().and_then(made);
+        let info = conflict.info.as_ref().and_then(made);
+        opened.push((conflict, copy, info));
+    }
+    // What lies in the tree without a record stays known as an artefact.
+    announced.retain(|path| !round.placed.contains_key(path));
     journal.update(Durability::Normal, move |update| {
         let mut placing = placing(update).map_err(mirrorfs_journal::Error::other)?;
-        for (conflict, placed) in &opened {
-            for (path, ino) in placed {
+        placing.retain(|path| !announced.contains(path));
+        for (conflict, copy, info) in &opened {
+            for (ino, _) in [copy, info].into_iter().flatten() {
                 if let Some(node) = update.node_by_ino(*ino)? {
                     update.set_artefact(node.id, true)?;
                 }
+            }
+            // Whatever becomes of the round: by its hash a copy that nobody edited is
+            // told from one that somebody did.
+            if let (Some((ino, n)), Some(remote)) = (copy, &conflict.remote)
+                && let Content::File { hash, .. } = remote.content
+                && let Some(node) = update.node_by_ino(*ino)?
+                && node.content_n <= *n
+            {
+                update.set_hash(node.id, node.content_n, hash)?;
+            }
+            for path in [&conflict.copy, &conflict.info].into_iter().flatten() {
                 placing.remove(path);
             }
             update.open_conflict(conflict)?;
@@ -497,7 +518,7 @@ pub(super) fn open_conflicts(journal: &Journal, round: &Round) -> Result<(), Err
 pub(super) fn advance(journal: &Journal, round: &mut Round) -> Result<(), Error> {
     let (peer, cursor) = (round.peer.id, round.cursor);
     round.leave_unsettled(&[]);
-    let notes = Notes::of(round);
+    let notes = Notes::of(round, &[]);
     let unchanged = cursor == round.peer.cursor && notes.is_empty();
     if unchanged {
         return Ok(());
@@ -552,7 +573,7 @@ struct Notes {
 }
 
 impl Notes {
-    fn of(round: &Round) -> Self {
+    fn of(round: &Round, diverged: &[Divergence]) -> Self {
         let mut hashes = Vec::new();
         let copies = round.found.iter().filter_map(|found| {
             found
@@ -573,6 +594,13 @@ impl Notes {
                 hashes.push((*ino, *n, hash));
             }
         }
+        // What a step did not find is still to be decided on. The agent has said anew what
+        // it found instead, and that may be what was known before.
+        let left: Vec<RelPath> = diverged
+            .iter()
+            .filter_map(|diverged| round.batch.ops.get(diverged.op as usize))
+            .map(|op| crate::replica::apply::path_of(op).clone())
+            .collect();
         let settled = round
             .plan
             .decisions
@@ -580,6 +608,7 @@ impl Notes {
             .filter(|(path, (_, decision))| {
                 matches!(decision, crate::reconcile::Decision::Agree { .. })
                     && !round.refused.contains(*path)
+                    && !left.iter().any(|left| path.starts_with(left))
             })
             .filter_map(|(path, _)| round.moves.origin(path))
             .collect();
@@ -597,6 +626,7 @@ impl Notes {
             edited: round
                 .found
                 .iter()
+                .filter(|found| is_on_record(found, round))
                 .flat_map(|found| found.edited.clone())
                 .collect(),
             unsettled: round.unsettled.clone(),

@@ -2,11 +2,13 @@
 
 use super::super::offer::{Offer, WANTS};
 use super::super::{Error, applier};
-use super::{Done, Engine, Observer, thread};
+use super::{Done, Engine, Observer};
+use crate::background;
 use crate::replica;
 use crate::replica::apply::{Answer, ApplyError, Batch};
+use crate::seeded::{self, Bug};
 use crate::tree::{Agreement, ContentHash, RelPath};
-use crate::wire::message::{BatchId, ToMount};
+use crate::wire::message::{BatchId, Revision, ToMount};
 
 /// How many dropped batches are remembered.
 const DROPPED: usize = 64;
@@ -94,10 +96,15 @@ impl Engine {
         self.send(ToMount::Failed { batch, reason })
     }
 
-    pub(super) fn commit(&mut self, batch: BatchId, agreement: Agreement) -> Result<(), Error> {
+    pub(super) fn commit(
+        &mut self,
+        batch: BatchId,
+        agreement: Agreement,
+        seen: Revision,
+    ) -> Result<(), Error> {
         if self.syncing.is_some() {
             // One redo record at a time.
-            self.waiting = Some((batch, agreement));
+            self.waiting = Some((batch, agreement, seen));
             return Ok(());
         }
         if let Some(answer) = self.answered(batch)? {
@@ -132,7 +139,7 @@ impl Engine {
             agreement,
             ops,
         };
-        self.apply(batch)
+        self.apply(batch, seen)
     }
 
     /// The answer to a batch that has been applied already.
@@ -144,13 +151,24 @@ impl Engine {
         Ok(answer.filter(|answer| answer.batch == batch))
     }
 
-    pub(super) fn apply(&mut self, batch: Batch) -> Result<(), Error> {
+    /// Applies a batch that was decided on when the reports up to `seen` were known.
+    pub(super) fn apply(&mut self, batch: Batch, seen: Revision) -> Result<(), Error> {
         let id = batch.id;
         let paths: Vec<RelPath> = batch
             .ops
             .iter()
             .map(|op| crate::replica::apply::path_of(op).clone())
             .collect();
+        let overtaken = self.reported_since(&paths, seen)?;
+        if seeded::has(Bug::AcknowledgesBeforeTheCommit) {
+            let upto = self.revision();
+            self.send(ToMount::Applied {
+                batch: id,
+                diverged: Vec::new(),
+                upto,
+            })?;
+            self.send(ToMount::Durable { batch: id })?;
+        }
         let Observer {
             served,
             reserved,
@@ -179,6 +197,9 @@ impl Engine {
             // is nothing, as the index knows already, is news to it.
             self.observer.renew(path)?;
         }
+        for path in &overtaken {
+            self.observer.renew(path)?;
+        }
         for divergence in &outcome.diverged {
             if let Some(path) = paths.get(divergence.op as usize) {
                 self.observer.renew(path)?;
@@ -193,11 +214,26 @@ impl Engine {
         })?;
         let (done, unsynced) = (self.done.clone(), outcome.unsynced);
         self.syncing = Some(id);
-        thread("sync", move || {
+        background::start("sync", move || {
             // Nobody waits for it any more if this fails.
             let _ = done.send(Done::Synced(id, unsynced.sync()));
         })
         .map_err(|error| Error::io("start", "a thread", error))
+    }
+
+    /// Which of the paths have been reported since `seen`. A step does not compare all that
+    /// is reported (a file is removed whatever its mode is), so what it leaves there is
+    /// news to a side that knows of the report.
+    fn reported_since(&self, paths: &[RelPath], seen: Revision) -> Result<Vec<RelPath>, Error> {
+        let index = &self.observer.index;
+        let mut overtaken = Vec::new();
+        for path in paths {
+            let row = index.row(path)?;
+            if row.is_some_and(|row| seen.epoch != index.epoch() || row.rev > seen.rev) {
+                overtaken.push(path.clone());
+            }
+        }
+        Ok(overtaken)
     }
 
     pub(super) fn done(&mut self, done: Done) -> Result<(), Error> {
@@ -227,7 +263,7 @@ impl Engine {
                 self.syncing = None;
                 self.send(ToMount::Durable { batch })?;
                 match self.waiting.take() {
-                    Some((batch, agreement)) => self.commit(batch, agreement),
+                    Some((batch, agreement, seen)) => self.commit(batch, agreement, seen),
                     None => Ok(()),
                 }
             }

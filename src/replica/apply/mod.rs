@@ -24,6 +24,7 @@ use mirrorfs_journal::index::{Durable, IndexError, PeerIndex};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Reserved, Root, Staging};
+use crate::seeded::{self, Bug};
 use crate::tree::{Agreement, RelPath};
 use crate::wire::message::{BatchId, Divergence, Op};
 pub use prepare::path_of;
@@ -114,12 +115,12 @@ impl Unsynced {
     /// Makes the names durable. Takes as long as the disk takes.
     pub fn sync(&self) -> std::io::Result<()> {
         let Some(dirs) = &self.dirs else {
-            return Ok(rustix::fs::syncfs(self.root.fd())?);
+            return Ok(super::sync::filesystem(self.root.fd())?);
         };
         for dir in dirs {
             let Ok(fd) = self.root.dir(dir) else {
                 // Somebody moved it: wherever it is, it is on this filesystem.
-                return Ok(rustix::fs::syncfs(self.root.fd())?);
+                return Ok(super::sync::filesystem(self.root.fd())?);
             };
             super::reserved::sync_dir(std::os::fd::AsFd::as_fd(&fd))?;
         }
@@ -157,12 +158,17 @@ impl Applier<'_> {
             }
         };
         let interrupted = |error| ApplyError::Interrupted(Box::new(error));
+        if seeded::has(Bug::MarkerLeads) {
+            self.mark(record.agreement)?;
+        }
         // A commit that failed may be found to have succeeded once the index is opened
         // again: all that is missing may be the answer of the disk. So nothing is taken
         // back from here on, and whoever opens it next goes by what it holds.
-        self.index
-            .transaction(Durable::PowerLoss, |index| index.set_redo(&bytes))
-            .map_err(|error| interrupted(error.into()))?;
+        if !seeded::has(Bug::NoRedoRecord) {
+            self.index
+                .transaction(Durable::PowerLoss, |index| index.set_redo(&bytes))
+                .map_err(|error| interrupted(error.into()))?;
+        }
         self.complete(record, false).map_err(interrupted)
     }
 
@@ -208,12 +214,18 @@ impl Applier<'_> {
     /// marked with the agreement and the redo record goes.
     pub fn synced(&mut self) -> Result<(), ApplyError> {
         if let Some(agreement) = self.index.agreement()? {
-            let text = serde_json::to_vec_pretty(&AgreementFile::from(agreement))
-                .map_err(|error| ApplyError::Malformed(error.to_string()))?;
-            self.reserved.replace_file(AGREEMENT, &text)?;
+            self.mark(agreement)?;
         }
         self.index
             .transaction(Durable::PowerLoss, |index| index.clear_redo())?;
+        Ok(())
+    }
+
+    /// Marks the tree with the agreement that it holds.
+    fn mark(&self, agreement: Agreement) -> Result<(), ApplyError> {
+        let text = serde_json::to_vec_pretty(&AgreementFile::from(agreement))
+            .map_err(|error| ApplyError::Malformed(error.to_string()))?;
+        self.reserved.replace_file(AGREEMENT, &text)?;
         Ok(())
     }
 

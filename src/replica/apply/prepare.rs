@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 
 use super::record::{Record, Staged, Step};
 use super::{Applier, ApplyError, Batch};
-use crate::replica::{Context, Error, Owner, StagedName, keep};
+use crate::replica::{Context, Error, Owner, StagedName, keep, sync};
+use crate::seeded::{self, Bug};
 use crate::tree::scan;
-use crate::tree::{Content, ContentHash, Entry, RESERVED, RelPath, Timestamp};
+use crate::tree::{Content, ContentHash, Entry, RESERVED, RelPath};
 use crate::wire::message::{Expect, Op};
 
 /// Up to how many inodes are synced one by one before the whole filesystem is.
@@ -41,7 +42,7 @@ impl Applier<'_> {
         Ok(Record {
             batch: batch.id,
             agreement: batch.agreement,
-            stamp: keep::stamp(Timestamp::now()),
+            stamp: keep::stamp(crate::clock::wall()),
             steps,
         })
     }
@@ -142,20 +143,23 @@ impl Applier<'_> {
     }
 
     fn sync_staged(&self, steps: &[Step]) -> Result<(), Error> {
+        if seeded::has(Bug::NoSyncOfStaged) {
+            return Ok(());
+        }
         let staged: Vec<_> = steps
             .iter()
             .filter_map(|step| step.staged.as_ref())
             .collect();
         if staged.len() > SYNCED_SINGLY {
-            return rustix::fs::syncfs(self.root.fd()).context("sync", ".");
+            return sync::filesystem(self.root.fd()).context("sync", ".");
         }
         for staged in &staged {
             let shown = || format!(".mirrorfs/staging/{}", staged.name.as_str());
             // Links and directories are metadata only, which syncing staging covers.
             match scan::open_file(self.staging.dir(), staged.name.as_ref()) {
-                Ok(file) => file.sync_all().context("sync", shown())?,
+                Ok(file) => sync::file(&file).context("sync", shown())?,
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                    return rustix::fs::syncfs(self.root.fd()).context("sync", ".");
+                    return sync::filesystem(self.root.fd()).context("sync", ".");
                 }
                 Err(_) => {}
             }

@@ -1,0 +1,14 @@
+//! The whole engine in one thread, from one seed. See `docs/testing.md`.
+
+pub(crate) mod clock;
+pub(crate) mod disk;
+mod hands;
+pub(crate) mod hook;
+pub(crate) mod jobs;
+mod ledger;
+mod mounted;
+mod peer;
+mod random;
+mod shown;
+mod tests;
+mod world;

@@ -1,0 +1,112 @@
+//! Runs of the simulation.
+//!
+//! Every test takes seeds of its own from a number that is the same each time, so that a
+//! change is judged by itself; with `MIRRORFS_TEST_LONG` there are more of them, from
+//! `MIRRORFS_TEST_SEED`. `MIRRORFS_SIM_SEED` repeats one.
+
+use super::world::{Fate, Run, run};
+use crate::seeded::{Bug, switch};
+
+/// One peer, links that break, and processes that are killed.
+fn one_peer() -> Fate {
+    Fate {
+        steps: 1500,
+        peers: 1,
+        cut_every: 120,
+        kill_every: 400,
+    }
+}
+
+/// The same with several peers.
+fn several_peers() -> Fate {
+    Fate {
+        peers: 3,
+        steps: 3000,
+        ..one_peer()
+    }
+}
+
+/// Runs one seed, and says how to see it again if it goes wrong.
+fn check(seed: u64, fate: &Fate) -> Run {
+    let run = run(seed, fate);
+    if let Some(wrong) = &run.wrong {
+        for line in &run.tail {
+            eprintln!("{line}");
+        }
+        panic!(
+            "MIRRORFS_SIM_SEED={seed} after {} steps: {wrong}\n(MIRRORFS_SIM_TRACE=1 shows all of them)",
+            run.steps
+        );
+    }
+    run
+}
+
+/// Runs seeds until so many steps have been made.
+fn steps(first: u64, fate: &Fate, steps: u64) {
+    if let Ok(seed) = std::env::var("MIRRORFS_SIM_SEED") {
+        check(seed.parse().unwrap(), fate);
+        return;
+    }
+    let long = std::env::var_os("MIRRORFS_TEST_LONG").is_some();
+    let (first, steps) = match std::env::var("MIRRORFS_TEST_SEED") {
+        Ok(seed) if long => (seed.parse::<u64>().unwrap() << 20 | first, steps * 10),
+        _ if long => (first, steps * 10),
+        _ => (first, steps),
+    };
+    let (mut seed, mut made, mut values) = (first, 0, (0, 0));
+    while made < steps {
+        let run = check(seed, fate);
+        made += run.steps;
+        values.0 += run.values.0;
+        values.1 += run.values.1;
+        seed += 1;
+    }
+    eprintln!(
+        "seeds {first} to {}: {made} steps, {} values written, {} to be found at the end",
+        seed - 1,
+        values.0,
+        values.1
+    );
+}
+
+#[test]
+fn one_peer_agrees_and_nothing_is_lost() {
+    steps(1, &one_peer(), 30_000);
+}
+
+#[test]
+fn a_seed_gives_the_same_trace_twice() {
+    for (seed, fate) in [(1, one_peer()), (2, several_peers())] {
+        let (once, twice) = (run(seed, &fate), run(seed, &fate));
+        let differs = once
+            .tail
+            .iter()
+            .zip(&twice.tail)
+            .find(|(once, twice)| once != twice);
+        assert_eq!(
+            (once.steps, once.trace),
+            (twice.steps, twice.trace),
+            "seed {seed}: {differs:?}"
+        );
+    }
+}
+
+/// Whether a bug is found within so many seeds.
+fn finds(bug: Bug, fate: &Fate, seeds: u64) -> Option<(u64, String)> {
+    switch::set(Some(bug));
+    let found = (1..=seeds).find_map(|seed| Some((seed, run(seed, fate).wrong?)));
+    switch::set(None);
+    found
+}
+
+fn is_found(bug: Bug, fate: &Fate) {
+    match finds(bug, fate, 30) {
+        Some((seed, wrong)) => eprintln!("{bug:?} is found by seed {seed}: {wrong}"),
+        None => panic!("{bug:?} is not found"),
+    }
+}
+
+#[test]
+fn a_base_that_is_forgotten_is_found() {
+    is_found(Bug::ForgetsTheBase, &one_peer());
+}
