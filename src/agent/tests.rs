@@ -1033,3 +1033,116 @@ fn a_silent_mounted_side_is_given_up() {
     let ended = agent.join().unwrap();
     assert!(matches!(ended, Err(Error::Silent)), "{ended:?}");
 }
+
+/// A frame around what a mounted side must not send.
+fn raw(flag: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(payload.len()).unwrap().to_le_bytes().to_vec();
+    frame.push(flag);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// "The agent trusts nobody": what a malicious mounted side sends ends the session with an
+/// error, and changes nothing in the directory or beside it.
+#[test]
+fn a_hostile_mounted_side_gets_an_error_and_nothing_else() {
+    let above = tempfile::tempdir().unwrap();
+    let root = above.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("inside"), "inside").unwrap();
+    fs::write(above.path().join("victim"), "victim").unwrap();
+    let state = tempfile::tempdir().unwrap();
+    // The same message with another path of the same length in it.
+    let offer = |path_in_it: &[u8; 9]| {
+        let entry = Entry {
+            content: Content::Directory,
+            mode: 0o755,
+            mtime: Timestamp::default(),
+            xattrs: Xattrs::new(),
+        };
+        let message = ToAgent::Offer {
+            batch: Id([7; 16]),
+            ops: vec![Op::MakeDir {
+                path: path("xx/victim"),
+                entry,
+            }],
+            more: false,
+        };
+        let mut plain = postcard::to_stdvec(&message).unwrap();
+        let at = plain.windows(9).position(|part| part == b"xx/victim");
+        let at = at.unwrap();
+        plain[at..at + 9].copy_from_slice(path_in_it);
+        raw(0, &plain)
+    };
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
+    let hostile: Vec<(&str, Vec<u8>)> = vec![
+        ("a giant length", vec![0xff; 5]),
+        ("an unknown flag", raw(2, b"x")),
+        ("a decompression bomb", raw(1, &bomb)),
+        ("an unknown message", raw(0, &[0x7f, 0, 0])),
+        ("a message with more after it", raw(0, &[8, 1, 1])),
+        ("the directory above", offer(b"../victim")),
+        ("the directory itself", offer(b"x/./vicim")),
+        ("an absolute path", offer(b"/x/victim")),
+        ("an empty component", offer(b"xx//victi")),
+        ("a NUL", offer(b"xx/vict\0m")),
+        ("a second hello", {
+            let mut frame = Vec::new();
+            let hello = ToAgent::Hello(hello(None));
+            crate::wire::frame::encode(&hello, &mut frame).unwrap();
+            frame
+        }),
+    ];
+    for (what, bytes) in hostile {
+        let peer_state = state.path().to_owned();
+        let served = root.clone();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let input = theirs.try_clone().unwrap();
+        let agent = std::thread::spawn(move || serve(&served, &peer_state, NEVER, input, theirs));
+        write_magic(&mut &ours).unwrap();
+        write_message(&mut &ours, &ToAgent::Hello(hello(None))).unwrap();
+        std::io::Write::write_all(&mut &ours, &bytes).unwrap();
+        let ended = agent.join().unwrap();
+        assert!(
+            matches!(ended, Err(Error::Frame(_) | Error::Protocol(_))),
+            "{what}: {ended:?}"
+        );
+        let names = |dir: &std::path::Path| {
+            let mut names: Vec<_> = fs::read_dir(dir)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&root), [".mirrorfs", "inside"], "{what}");
+        assert_eq!(names(above.path()), ["root", "victim"], "{what}");
+    }
+}
+
+/// Numbers from the future are nobody's: they neither break a session nor make the agent
+/// forget anything.
+#[test]
+fn numbers_from_the_future_change_nothing() {
+    let peer = Peer::new();
+    peer.write("kept", "kept");
+    let (mut mount, answer) = peer.meet(None);
+    let future = Revision {
+        epoch: answer.epoch,
+        rev: u64::MAX,
+    };
+    mount.send(ToAgent::Commit {
+        batch: Id([5; 16]),
+        agreement: agreement(1),
+        seen: future,
+    });
+    mount.answer(|message| matches!(message, ToMount::Durable { .. }).then_some(()));
+    fs::remove_file(peer.path("kept")).unwrap();
+    mount.until(|mount| !mount.seen.contains_key("kept"));
+    mount.hang_up().unwrap();
+    // The next session is told everything, because nobody can have seen that.
+    peer.write("after", "after");
+    let (mount, answer) = peer.meet_again(Some(future), 1);
+    assert!(answer.whole && mount.shows("after", "after"));
+    mount.hang_up().unwrap();
+}
