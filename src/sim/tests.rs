@@ -110,3 +110,8 @@ fn is_found(bug: Bug, fate: &Fate) {
 fn a_base_that_is_forgotten_is_found() {
     is_found(Bug::ForgetsTheBase, &one_peer());
 }
+
+#[test]
+fn an_early_acknowledgement_is_found() {
+    is_found(Bug::AcknowledgesBeforeTheCommit, &one_peer());
+}
