@@ -215,7 +215,16 @@ impl Door {
             everybody: rustix::process::geteuid().is_root(),
             paths,
         };
-        match self.ask(None, &request)? {
+        // Asked twice it does no harm, and a door that was killed is no reason to tell
+        // somebody that his mappings cannot be had.
+        let answer = match self.ask(None, &request) {
+            Err(DoorError::Gone(error)) => {
+                tracing::debug!(%error, "the door process is started anew");
+                self.ask(None, &request)
+            }
+            other => other,
+        };
+        match answer? {
             Reply::Settled(settled) => Ok(settled),
             Reply::Refused(reason) => Err(DoorError::Mount(reason)),
             Reply::Applied(_) => Err(DoorError::Mount("an answer to nothing".into())),
