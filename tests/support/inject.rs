@@ -271,8 +271,8 @@ impl Injector {
             _ => descriptor(call.pid, call.data.args[0] as i32)?,
         };
         let text = target.to_string_lossy();
-        if text.starts_with("socket:") || text.starts_with("pipe:") {
-            // What is said on standard error and at the readiness pipe matters to nobody.
+        if text.starts_with("socket:") {
+            // What is said on standard error matters to nobody.
             return (call.data.args[0] as i32 != 2).then_some((Place::Stream, target.clone()));
         }
         if text == "/dev/fuse" {
