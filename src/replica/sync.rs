@@ -1,34 +1,22 @@
-//! Making things durable: the only calls of this module's that sync a disk, so that a
-//! simulation knows what a power loss takes away.
+//! Making things durable: the only calls of this module's that sync a disk.
 
 use std::fs::File;
-#[cfg(test)]
-use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Result;
 
 /// Makes a file's content and attributes durable.
 pub(crate) fn file(file: &File) -> std::io::Result<()> {
-    file.sync_all()?;
-    #[cfg(test)]
-    crate::sim::disk::synced(file.as_fd());
-    Ok(())
+    file.sync_all()
 }
 
 /// Makes everything durable that happened to the names of a directory that is open for
 /// reading.
 pub(crate) fn dir(dir: BorrowedFd<'_>) -> Result<()> {
-    rustix::fs::fsync(dir)?;
-    #[cfg(test)]
-    crate::sim::disk::synced(dir);
-    Ok(())
+    rustix::fs::fsync(dir)
 }
 
 /// Makes everything durable that happened on the filesystem that a directory lies on.
 pub(crate) fn filesystem(dir: BorrowedFd<'_>) -> Result<()> {
-    rustix::fs::syncfs(dir)?;
-    #[cfg(test)]
-    crate::sim::disk::filesystem_synced(dir);
-    Ok(())
+    rustix::fs::syncfs(dir)
 }

@@ -11,8 +11,6 @@ struct Value {
     story: String,
     /// Somebody who saw it replaced or removed it. After that it may be gone.
     replaced: bool,
-    /// A power loss or a restored snapshot took away the only places where it was.
-    taken: bool,
 }
 
 /// See the module's documentation.
@@ -36,12 +34,10 @@ impl Ledger {
 
     /// Somebody wrote a value.
     pub(crate) fn written(&mut self, value: ContentHash, story: String) {
-        let value = self.values.entry(value).or_insert(Value {
+        self.values.entry(value).or_insert(Value {
             story,
             replaced: false,
-            taken: false,
         });
-        value.taken = false;
     }
 
     /// Somebody who saw a value replaced or removed it.
@@ -55,14 +51,14 @@ impl Ledger {
     pub(crate) fn lost(&self, found: &HashSet<ContentHash>) -> Vec<String> {
         self.values
             .iter()
-            .filter(|(hash, value)| !value.replaced && !value.taken && !found.contains(*hash))
+            .filter(|(hash, value)| !value.replaced && !found.contains(*hash))
             .map(|(hash, value)| format!("{} ({})", value.story, short(*hash)))
             .collect()
     }
 
     /// How many values were written, and how many of them must exist.
     pub(crate) fn count(&self) -> (usize, usize) {
-        let must = |value: &&Value| !value.replaced && !value.taken;
+        let must = |value: &&Value| !value.replaced;
         (self.values.len(), self.values.values().filter(must).count())
     }
 }

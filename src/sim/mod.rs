@@ -1,7 +1,6 @@
 //! The whole engine in one thread, from one seed. See `docs/testing.md`.
 
 pub(crate) mod clock;
-pub(crate) mod disk;
 mod hands;
 pub(crate) mod hook;
 pub(crate) mod jobs;

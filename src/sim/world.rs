@@ -844,7 +844,7 @@ impl World {
         Ok(())
     }
 
-    /// Every value that nobody who saw it replaced, and nothing took away, is somewhere.
+    /// Every value that nobody who saw it replaced is somewhere.
     fn nothing_is_lost(&mut self, midway: bool) -> Result<(), String> {
         let found = self.values(true, midway);
         let lost = self.ledger.borrow().lost(&found);
