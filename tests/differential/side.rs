@@ -60,11 +60,19 @@ impl Side {
         Ok(self.open[slot].as_ref().ok_or(Errno::BADF)?.as_fd())
     }
 
+    /// Refuses what leads out of the tree: the two have different neighbours.
     fn base(&self, name: &Name) -> Result<BorrowedFd<'_>> {
-        match name.base {
-            None => Ok(self.dir.as_fd()),
-            Some(slot) => self.slot(slot),
+        let Some(slot) = name.base else {
+            return Ok(self.dir.as_fd());
+        };
+        let base = self.slot(slot)?;
+        if name.path == b".." {
+            let (base, root) = (rustix::fs::fstat(base)?, rustix::fs::fstat(&self.dir)?);
+            if (base.st_dev, base.st_ino) == (root.st_dev, root.st_ino) {
+                return Err(Errno::XDEV);
+            }
         }
+        Ok(base)
     }
 
     /// For the calls that know no base.

@@ -372,7 +372,11 @@ fn what_the_peer_deletes_goes_to_the_trash() {
         !sandbox.tree().join("deleted").exists()
             && fs::read_to_string(sandbox.tree().join("replaced")).unwrap() == "newer\n"
     });
-    sandbox.sh(&sandbox.tree(), "echo newest >replaced; rm other");
+    // At once: a version that was cut between its truncation and its write is one, too.
+    sandbox.sh(
+        &sandbox.tree(),
+        "echo newest >new; mv new replaced; rm other",
+    );
     sandbox.flush();
     sandbox.umount();
     let mut here = sandbox.reserved_contents(&sandbox.tree(), "trash");
