@@ -83,6 +83,8 @@ pub(super) struct Observer {
     large: HashSet<RelPath>,
     /// Which of them changed meanwhile.
     again: HashSet<RelPath>,
+    /// What is reported once a look at it has ended, even if it is what the index knew.
+    anew: HashSet<RelPath>,
     jobs: Sender<Job>,
     in_transaction: bool,
 }
@@ -116,6 +118,7 @@ impl Observer {
             later: HashMap::new(),
             large: HashSet::new(),
             again: HashSet::new(),
+            anew: HashSet::new(),
             jobs,
             in_transaction: false,
         })
@@ -296,10 +299,30 @@ impl Observer {
         Ok(())
     }
 
-    /// Gives a path a new revision, so that it is reported whatever is there.
+    /// Gives a path a new revision, so that what the index knows of it is reported again.
+    /// Not where a look for [`Self::look_anew`] has not ended: that reports it, and what the
+    /// index knows until then is not what is there.
     pub(super) fn renew(&mut self, path: &RelPath) -> Result<(), Error> {
+        if self.anew.contains(path) {
+            return Ok(());
+        }
         self.begin()?;
         Ok(self.index.renew(path)?)
+    }
+
+    /// Looks at a path, and has reported what is there, be it what the index knew. The look
+    /// may not end at once, because the file is large or being written: then it is reported
+    /// as soon as it does, and not before.
+    pub(super) fn look_anew(&mut self, path: &RelPath) -> Result<(), Error> {
+        self.anew.insert(path.clone());
+        self.look(path, true)
+    }
+
+    fn renew_if_asked(&mut self, path: &RelPath) -> Result<(), Error> {
+        if self.anew.remove(path) {
+            self.renew(path)?;
+        }
+        Ok(())
     }
 
     fn begin(&mut self) -> Result<(), Error> {
@@ -411,16 +434,20 @@ impl Observer {
             Ok(Look::Seen(seen)) => {
                 self.later.remove(path);
                 self.no_problem(path);
-                self.seen(path, &seen)
+                let is_dir = self.seen(path, &seen)?;
+                self.renew_if_asked(path)?;
+                Ok(is_dir)
             }
             Ok(Look::Absent) => {
                 self.later.remove(path);
                 self.absent(path)?;
+                self.renew_if_asked(path)?;
                 Ok(false)
             }
             Ok(Look::Special) => {
                 self.later.remove(path);
                 self.absent(path)?;
+                self.renew_if_asked(path)?;
                 self.problem(path, "special file, stays local".to_owned());
                 Ok(false)
             }

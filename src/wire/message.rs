@@ -211,7 +211,7 @@ pub struct Divergence {
     /// Index of the step in the batch.
     pub op: u32,
     /// Why, for people. The agent reports what is there as an ordinary observation,
-    /// before it answers [`ToMount::Applied`].
+    /// right after [`ToMount::Applied`].
     pub reason: String,
 }
 

@@ -188,14 +188,14 @@ impl Engine {
         };
         // What the batch itself brought is known there already.
         self.reported = self.observer.index.rev();
+        let upto = self.revision();
         for dir in &outcome.rewatch {
             self.observer.look(dir, true)?;
         }
         for path in &outcome.recheck {
-            self.observer.look(path, true)?;
             // The other side is about to believe that the step's result is here; that there
             // is nothing, as the index knows already, is news to it.
-            self.observer.renew(path)?;
+            self.observer.look_anew(path)?;
         }
         for path in &overtaken {
             self.observer.renew(path)?;
@@ -205,13 +205,15 @@ impl Engine {
                 self.observer.renew(path)?;
             }
         }
-        self.report(false)?;
-        let upto = self.revision();
+        self.observer.commit()?;
         self.send(ToMount::Applied {
             batch: id,
             diverged: outcome.diverged,
             upto,
         })?;
+        // Not before the answer: what comes before it the other side takes for a sight of
+        // the tree before the batch, and has it follow the batch's moves.
+        self.report(false)?;
         let (done, unsynced) = (self.done.clone(), outcome.unsynced);
         self.syncing = Some(id);
         background::start("sync", move || {
