@@ -226,10 +226,21 @@ pub fn gather(
             scope.locals.insert(path.clone(), local);
         }
         let origin = scope.moves.origin(&path);
-        let base = match &origin {
-            Some(origin) => snapshot.base_at(peer.id, origin)?.map(|base| base.entry),
+        let known = match &origin {
+            Some(origin) => snapshot.base_at(peer.id, origin)?,
             None => None,
         };
+        // A directory that comes from where nothing travelled brings along what was never
+        // sent, and what is in it has not changed itself.
+        if let Some(node) = &local
+            && node.attr.kind == Kind::Directory
+            && known.as_ref().and_then(|base| base.node) != Some(node.id)
+        {
+            for (name, _) in snapshot.children(node.id)? {
+                names.extend(path.join(&name).ok());
+            }
+        }
+        let base = known.map(|base| base.entry);
         let observed = origin
             .as_ref()
             .and_then(|origin| gathering.pending.get(origin));

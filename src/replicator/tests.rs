@@ -666,6 +666,32 @@ fn directories_swap_places() {
 }
 
 #[test]
+fn what_a_conflict_held_back_travels_once_it_is_moved_out_of_it() {
+    // To a place of its own, and to one where another directory was.
+    for to in ["b", "a"] {
+        let mut pair = seeded(&[("a", entry(Content::Directory))]);
+        for (at, entry) in [
+            ("c", entry(Content::Directory)),
+            ("c/x", entry(Content::Directory)),
+            ("c/x/p", file(1)),
+        ] {
+            pair.local.put(&path(at), entry);
+        }
+        pair.remote.put(&path("c"), file(2));
+        let (plan, _) = pair.round();
+        assert!(conflicts(&plan) > 0, "a directory and a file");
+        if to == "a" {
+            pair.local.remove(&path(to));
+        }
+        // Of what is in it nothing changes.
+        pair.local.rename(&path("c/x"), &path(to));
+        pair.round();
+        let arrived = pair.remote.tree.get(&path(to).join(b"p").unwrap());
+        assert_eq!(arrived, Some(&file(1)), "{to}");
+    }
+}
+
+#[test]
 fn moved_here_and_deleted_there_is_kept() {
     let mut pair = seeded(&[("a", entry(Content::Directory)), ("a/x", file(1))]);
     pair.local.rename(&path("a"), &path("b"));
