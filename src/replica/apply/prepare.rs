@@ -112,6 +112,7 @@ impl Applier<'_> {
             complete: placed.complete,
             size: scan::size_of(&stat),
             mtime: scan::mtime_of(&stat),
+            mode: stat.st_mode,
             taken: last && matches!(entry.content, Content::File { .. }),
             name,
         })

@@ -36,8 +36,9 @@ pub(super) struct Staged {
     /// Whether the filesystem holds all of the entry's attributes.
     pub(super) complete: bool,
     pub(super) size: u64,
-    /// As the filesystem keeps it.
+    /// As the filesystem keeps it, and the mode with the kind.
     pub(super) mtime: Timestamp,
+    pub(super) mode: u32,
     /// Whether the held content itself became this inode.
     pub(super) taken: bool,
 }

@@ -142,10 +142,14 @@ fn write(
         Change::Meta {
             path,
             entry,
-            ino,
+            kept,
             complete,
         } => {
-            let Some(print) = print_of(root, &path).filter(|print| print.ino == ino) else {
+            let is_as_set = |print: &Fingerprint| {
+                let times = entry.content == Content::Directory || print.mtime == kept.mtime;
+                (print.ino, print.mode) == (kept.ino, kept.mode) && times
+            };
+            let Some(print) = print_of(root, &path).filter(is_as_set) else {
                 return Ok(false);
             };
             // Setting the time hides a write that came just before: look again.
@@ -230,8 +234,11 @@ fn print_of(root: &Root, path: &RelPath) -> Option<Fingerprint> {
         .map(|stat| fingerprint(&stat))
 }
 
-/// A directory's size and times change with its names; anything else must be untouched.
+/// A directory's size and times change with its names, and one that could not be filled
+/// with its own mode has got that since; anything else must be untouched.
 fn is_as_placed(print: &Fingerprint, entry: &Entry, staged: &Staged) -> bool {
-    entry.content == Content::Directory
-        || (print.size == staged.size && print.mtime == staged.mtime)
+    if entry.content == Content::Directory {
+        return print.mode == staged.mode || entry.mode & 0o700 != 0o700;
+    }
+    (print.size, print.mtime, print.mode) == (staged.size, staged.mtime, staged.mode)
 }

@@ -6,6 +6,8 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use mirrorfs_journal::index::Fingerprint;
+
 use super::prepare::path_of;
 use super::record::{Record, Staged, Step};
 use super::{Applier, ApplyError};
@@ -27,11 +29,11 @@ pub(super) enum Change {
         entry: Entry,
         staged: Staged,
     },
-    /// Mode, time and attributes were set.
+    /// Mode, time and attributes were set, and the filesystem kept this of them.
     Meta {
         path: RelPath,
         entry: Entry,
-        ino: u64,
+        kept: Fingerprint,
         complete: bool,
     },
     /// Nothing is there any more.

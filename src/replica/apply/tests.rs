@@ -615,6 +615,48 @@ fn a_removal_of_what_changed_in_the_last_moment_is_undone() {
 }
 
 #[test]
+fn a_mode_that_is_set_in_the_last_moment_is_no_part_of_the_batch() {
+    let world = World::new();
+    let mut meta = world.entry("meta");
+    let expect = meta.clone();
+    meta.mode = 0o600;
+    let steps = [
+        ("new", put("new", "new", Expect::Absent)),
+        (
+            "edit",
+            put("edit", "new", Expect::Entry(world.entry("edit"))),
+        ),
+        (
+            "meta",
+            Op::SetMeta {
+                path: path("meta"),
+                entry: meta,
+                expect,
+            },
+        ),
+    ];
+    for (name, op) in steps {
+        // Before the last step of all: at the point that comes when this one is done, or
+        // when its mode is set.
+        let ops = [op, put("last", "new", Expect::Absent)];
+        let at = world.path(name);
+        let hook: Hook = Box::new(move || {
+            let mode = |at: &Path| fs::metadata(at).map(|found| found.permissions().mode() & 0o777);
+            if matches!(mode(&at), Ok(0o600)) || fs::read(&at).is_ok_and(|found| found == b"new") {
+                fs::set_permissions(&at, fs::Permissions::from_mode(0o751)).unwrap();
+            }
+            false
+        });
+        let outcome = world.apply_with(&ops, Some(hook)).unwrap();
+        assert_eq!(outcome.diverged.len(), 0, "{name}");
+        assert_eq!(outcome.recheck, [path(name)]);
+        let looked = world.entry(name);
+        assert_eq!(looked.mode, 0o751);
+        fs::remove_file(world.path("last")).unwrap();
+    }
+}
+
+#[test]
 fn nothing_is_replaced_under_a_writer() {
     let world = World::new();
     let ops = [

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use mirrorfs_journal::index::Fingerprint;
 use rustix::io::Errno;
 
 use super::super::record::Staged;
@@ -331,25 +332,33 @@ impl Run<'_, '_> {
             return diverged("it was replaced");
         }
         let mut complete = true;
+        // What the filesystem makes of it, to tell that from what somebody does next.
+        let print = || Ok::<_, Stop>(fingerprint(&rustix::fs::fstat(&fd)?));
         self.applier.point()?;
-        match entry.content {
-            Content::Symlink { .. } => meta::set_mtime(place, entry.mtime)?,
+        let kept = match entry.content {
+            Content::Symlink { .. } => {
+                meta::set_mtime(place, entry.mtime)?;
+                print()?
+            }
             Content::File { .. } => {
                 complete = meta::set_xattrs(fd.as_fd(), &entry.xattrs)?;
                 meta::set_mode(fd.as_fd(), entry.mode)?;
+                let mode = print()?.mode;
                 self.applier.point()?;
                 meta::set_mtime_of(fd.as_fd(), entry.mtime)?;
+                Fingerprint { mode, ..print()? }
             }
             Content::Directory => {
                 complete = meta::set_xattrs(fd.as_fd(), &entry.xattrs)?;
                 self.opened.retain(|(opened, _)| opened != path);
                 meta::set_mode(fd.as_fd(), entry.mode)?;
+                print()?
             }
-        }
+        };
         Ok(Change::Meta {
             path: path.clone(),
             entry: entry.clone(),
-            ino: seen.print.ino,
+            kept,
             complete,
         })
     }
