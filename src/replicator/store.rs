@@ -55,7 +55,9 @@ pub(super) fn meet(journal: &Journal, peer: PeerId, hello: &AgentHello) -> Resul
                 .map(|divergence| divergence.op)
                 .collect();
             // The round that proposed it is not there any more to leave this.
-            let mut left = accept_stored(update, peer, &ops)?;
+            // The report that follows has all that the agent has not told yet, the steps'
+            // results with it.
+            let mut left = accept_stored(update, peer, &ops, &[])?;
             left.extend(super::round::load_unsettled(update, peer)?);
             store_unsettled(update, peer, &left)?;
         } else if hello.agreement.is_some() && hello.agreement == known.agreement {
@@ -187,10 +189,12 @@ fn terms_key(peer: PeerId) -> String {
 
 /// Accepts the stored proposal but for what stands on steps that diverged. Gives what has
 /// to be looked at again: with the cursor behind it, nothing else would bring it up.
+/// `overtaken` are paths of which nothing that was seen before this holds any more.
 fn accept_stored(
     update: &Update<'_>,
     peer: PeerId,
     diverged: &BTreeSet<u32>,
+    overtaken: &[RelPath],
 ) -> Result<Unsettled, mirrorfs_journal::Error> {
     let terms: Terms = update
         .setting(&terms_key(peer))?
@@ -215,6 +219,9 @@ fn accept_stored(
         update.propose(peer, &proposal)?;
     }
     move_observations(update, peer)?;
+    for path in overtaken {
+        update.forget_observation(peer, path)?;
+    }
     update.accept(peer)?;
     Ok(left)
 }
@@ -306,13 +313,14 @@ pub(super) fn accept(
     let kept = kept_after(round, &ops)?;
     // Asked here: the switch is this thread's.
     let forgets = seeded::has(Bug::ForgetsTheBase);
+    let overtaken = overtaken(round, &ops);
     journal.update(Durability::Normal, move |update| {
         notes.forget_decided(update, peer)?;
         if forgets && let Some(mut proposal) = update.proposal(peer)? {
             proposal.changes.clear();
             update.propose(peer, &proposal)?;
         }
-        accept_stored(update, peer, &ops)?;
+        accept_stored(update, peer, &ops, &overtaken)?;
         notes.store(update, peer)?;
         update.set_setting(&kept_key(peer), &kept)?;
         // What the agent did itself is known; what its user did comes as a report.
@@ -322,6 +330,25 @@ pub(super) fn accept(
         }
     })?;
     Ok(())
+}
+
+/// Where steps have put, changed or removed something. What was seen there while the round
+/// was under way is older than the look that each step took before it: had that not found
+/// what was expected, the step would have diverged. What the agent sees there afterwards
+/// comes after its answer.
+fn overtaken(round: &Round, diverged: &BTreeSet<u32>) -> Vec<RelPath> {
+    let steps = (0_u32..).zip(&round.batch.ops);
+    let done = steps.filter(|(index, _)| !diverged.contains(index));
+    done.filter_map(|(_, op)| match op {
+        Op::Put { path, .. }
+        | Op::MakeDir { path, .. }
+        | Op::SetMeta { path, .. }
+        | Op::Remove { path, .. }
+        | Op::RemoveDir { path } => Some(path.clone()),
+        // What moved was compared by its content alone; the rest follows it.
+        Op::Park { .. } | Op::Unpark { .. } | Op::KeepConflict { .. } => None,
+    })
+    .collect()
 }
 
 /// Conflicts whose copy a scan found missing: that resolves nothing, so that the next
