@@ -1,6 +1,6 @@
 //! What the replicator writes down, each step one transaction of the journal.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use mirrorfs_journal::{BaseChange, Durability, Journal, Update};
 
@@ -156,7 +156,11 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<(), Error> {
     let (changes, standing): (Vec<BaseChange>, Vec<Vec<u32>>) = round.base().cloned().unzip();
     let mut left = round.unsettled.clone();
     left.paths.extend(round.refused.iter().cloned());
-    let terms = Terms { standing, left };
+    let terms = Terms {
+        standing,
+        left,
+        spent: spent(round),
+    };
     let terms = postcard::to_stdvec(&terms).map_err(|_| Error::Unencodable)?;
     let placed = round.placed.clone();
     let mut proposal = round.proposal(changes);
@@ -181,6 +185,47 @@ struct Terms {
     standing: Vec<Vec<u32>>,
     /// What the round did not settle.
     left: Unsettled,
+    /// The observations that it decided on.
+    spent: Vec<Spent>,
+}
+
+/// An observation that led to a decision. Once what was decided is agreed on, it says how
+/// things were before.
+#[derive(Serialize, Deserialize)]
+struct Spent {
+    /// In base coordinates.
+    path: RelPath,
+    entry: Option<crate::tree::Entry>,
+    /// The steps of the batch that it stands on, at the path and above. What a step did not
+    /// find is still to be decided on; the agent has said anew what it found instead, and
+    /// that may be what was known before.
+    standing: Vec<u32>,
+}
+
+fn spent(round: &Round) -> Vec<Spent> {
+    let mut steps: HashMap<&RelPath, Vec<u32>> = HashMap::new();
+    for (step, op) in (0..).zip(&round.batch.ops) {
+        let path = crate::replica::apply::path_of(op);
+        steps.entry(path).or_default().push(step);
+    }
+    let mut spent = Vec::new();
+    for (origin, entry) in &round.observed {
+        let path = round.moves.relocate(origin);
+        let decision = round.plan.decisions.get(&path);
+        let decided = decision
+            .is_some_and(|(_, decision)| matches!(decision, Decision::Agree { .. }))
+            && !round.refused.contains(&path);
+        if decided {
+            let at = std::iter::successors(Some(path), RelPath::parent);
+            let standing = at.filter_map(|at| steps.get(&at)).flatten();
+            spent.push(Spent {
+                path: origin.clone(),
+                entry: entry.clone(),
+                standing: standing.copied().collect(),
+            });
+        }
+    }
+    spent
 }
 
 fn terms_key(peer: PeerId) -> String {
@@ -200,6 +245,14 @@ fn accept_stored(
         .setting(&terms_key(peer))?
         .and_then(|bytes| postcard::from_bytes(&bytes).ok())
         .unwrap_or_default();
+    // Unless a newer one took its place.
+    let pending: HashMap<_, _> = update.remote_pending(peer)?.into_iter().collect();
+    for spent in &terms.spent {
+        let stands = !spent.standing.iter().any(|step| diverged.contains(step));
+        if stands && pending.get(&spent.path) == Some(&spent.entry) {
+            update.forget_observation(peer, &spent.path)?;
+        }
+    }
     let mut left = terms.left;
     if !diverged.is_empty()
         && let Some(mut proposal) = update.proposal(peer)?
@@ -309,13 +362,12 @@ pub(super) fn accept(
     let peer = round.peer.id;
     let ops: BTreeSet<u32> = diverged.iter().map(|divergence| divergence.op).collect();
     round.leave_unsettled(diverged);
-    let notes = Notes::of(round, diverged);
+    let notes = Notes::of(round);
     let kept = kept_after(round, &ops)?;
     // Asked here: the switch is this thread's.
     let forgets = seeded::has(Bug::ForgetsTheBase);
     let overtaken = overtaken(round, &ops);
     journal.update(Durability::Normal, move |update| {
-        notes.forget_decided(update, peer)?;
         if forgets && let Some(mut proposal) = update.proposal(peer)? {
             proposal.changes.clear();
             update.propose(peer, &proposal)?;
@@ -545,7 +597,7 @@ pub(super) fn open_conflicts(journal: &Journal, round: &Round) -> Result<(), Err
 pub(super) fn advance(journal: &Journal, round: &mut Round) -> Result<(), Error> {
     let (peer, cursor) = (round.peer.id, round.cursor);
     round.leave_unsettled(&[]);
-    let notes = Notes::of(round, &[]);
+    let notes = Notes::of(round);
     let unchanged = cursor == round.peer.cursor && notes.is_empty();
     if unchanged {
         return Ok(());
@@ -580,8 +632,6 @@ fn noteworthy(round: &Round) -> Vec<(RelPath, String)> {
 
 /// What a round leaves behind beside the base.
 struct Notes {
-    observed: Vec<(RelPath, Option<crate::tree::Entry>)>,
-    settled: BTreeSet<RelPath>,
     placed: Vec<(RelPath, Ino)>,
     /// With the number of the change that put the content there.
     hashes: Vec<(Ino, u64, ContentHash)>,
@@ -600,7 +650,7 @@ struct Notes {
 }
 
 impl Notes {
-    fn of(round: &Round, diverged: &[Divergence]) -> Self {
+    fn of(round: &Round) -> Self {
         let mut hashes = Vec::new();
         let copies = round.found.iter().filter_map(|found| {
             found
@@ -621,32 +671,12 @@ impl Notes {
                 hashes.push((*ino, *n, hash));
             }
         }
-        // What a step did not find is still to be decided on. The agent has said anew what
-        // it found instead, and that may be what was known before.
-        let left: Vec<RelPath> = diverged
-            .iter()
-            .filter_map(|diverged| round.batch.ops.get(diverged.op as usize))
-            .map(|op| crate::replica::apply::path_of(op).clone())
-            .collect();
-        let settled = round
-            .plan
-            .decisions
-            .iter()
-            .filter(|(path, (_, decision))| {
-                matches!(decision, crate::reconcile::Decision::Agree { .. })
-                    && !round.refused.contains(*path)
-                    && !left.iter().any(|left| path.starts_with(left))
-            })
-            .filter_map(|(path, _)| round.moves.origin(path))
-            .collect();
         Self {
             placed: round
                 .placed
                 .iter()
                 .map(|(path, (ino, _))| (path.clone(), *ino))
                 .collect(),
-            observed: round.observed.clone(),
-            settled,
             hashes,
             closed: round.resolved.iter().map(|resolved| resolved.id).collect(),
             moved: round.moved.clone(),
@@ -675,22 +705,6 @@ impl Notes {
             && !self.had_unsettled
             && self.decisions.is_empty()
             && !self.policy_is_news
-    }
-
-    /// Observations that led to a decision are spent, unless a newer one took their place.
-    fn forget_decided(
-        &self,
-        update: &Update<'_>,
-        peer: PeerId,
-    ) -> Result<(), mirrorfs_journal::Error> {
-        let pending: std::collections::HashMap<_, _> =
-            update.remote_pending(peer)?.into_iter().collect();
-        for (path, entry) in &self.observed {
-            if self.settled.contains(path) && pending.get(path) == Some(entry) {
-                update.forget_observation(peer, path)?;
-            }
-        }
-        Ok(())
     }
 
     fn store(&self, update: &Update<'_>, peer: PeerId) -> Result<(), mirrorfs_journal::Error> {

@@ -74,7 +74,23 @@ fn what_a_forgotten_round_did_not_settle_is_looked_at_again() {
             let mut left = Unsettled::default();
             left.paths.insert(path("unreadable"));
             let standing = vec![vec![0], vec![1], vec![2, 3], vec![4]];
-            let terms = postcard::to_stdvec(&Terms { standing, left }).unwrap();
+            // What the round decided on, and for one path something that came after.
+            let seen = [("gone", vec![0]), ("fine", vec![4]), ("edited", vec![1])];
+            let spent = seen.map(|(at, standing)| Spent {
+                path: path(at),
+                entry: Some(file("seen")),
+                standing,
+            });
+            for spent in &spent {
+                update.observe(peer, &spent.path, spent.entry.as_ref())?;
+            }
+            update.observe(peer, &path("edited"), Some(&file("newer")))?;
+            let terms = Terms {
+                standing,
+                left,
+                spent: spent.into(),
+            };
+            let terms = postcard::to_stdvec(&terms).unwrap();
             update.set_setting(&terms_key(peer), &terms)?;
             let diverged = [0, 3].map(|op| Divergence {
                 op,
@@ -107,6 +123,13 @@ fn what_a_forgotten_round_did_not_settle_is_looked_at_again() {
     assert_eq!(base("from"), Some(file("old")));
     assert_eq!(base("to"), None);
     assert_eq!(base("fine"), Some(file("new")));
+    // What it had decided on says how things were before, and is not to turn against it.
+    let pending: Vec<_> = snapshot.remote_pending(peer).unwrap();
+    let expected = [("edited", "newer"), ("gone", "seen")];
+    assert_eq!(
+        pending,
+        expected.map(|(at, content)| (path(at), Some(file(content))))
+    );
     let left = load_unsettled(&snapshot, peer).unwrap();
     let paths = ["from", "gone", "to", "unreadable"].map(path);
     assert_eq!(left.paths, BTreeSet::from(paths));
