@@ -254,6 +254,16 @@ fn accept_stored(
         }
     }
     let mut left = terms.left;
+    // What was taken in and is gone again cannot be found by its identity any more.
+    let changes = update.proposal(peer)?.map(|proposal| proposal.changes);
+    for change in changes.into_iter().flatten() {
+        if let BaseChange::Put {
+            path, node: None, ..
+        } = change
+        {
+            left.paths.insert(path);
+        }
+    }
     if !diverged.is_empty()
         && let Some(mut proposal) = update.proposal(peer)?
     {

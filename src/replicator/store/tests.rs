@@ -69,11 +69,16 @@ fn what_a_forgotten_round_did_not_settle_is_looked_at_again() {
                     to: path("to"),
                 },
                 put("fine", 4, "new"),
+                BaseChange::Put {
+                    path: path("gone again"),
+                    node: None,
+                    entry: file("new"),
+                },
             ];
             propose(update, peer, 2, changes);
             let mut left = Unsettled::default();
             left.paths.insert(path("unreadable"));
-            let standing = vec![vec![0], vec![1], vec![2, 3], vec![4]];
+            let standing = vec![vec![0], vec![1], vec![2, 3], vec![4], vec![]];
             // What the round decided on, and for one path something that came after.
             let seen = [("gone", vec![0]), ("fine", vec![4]), ("edited", vec![1])];
             let spent = seen.map(|(at, standing)| Spent {
@@ -131,7 +136,7 @@ fn what_a_forgotten_round_did_not_settle_is_looked_at_again() {
         expected.map(|(at, content)| (path(at), Some(file(content))))
     );
     let left = load_unsettled(&snapshot, peer).unwrap();
-    let paths = ["from", "gone", "to", "unreadable"].map(path);
+    let paths = ["from", "gone", "gone again", "to", "unreadable"].map(path);
     assert_eq!(left.paths, BTreeSet::from(paths));
     assert_eq!(left.nodes, BTreeSet::from([NodeId(3)]));
 }
