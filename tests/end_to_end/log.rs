@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::Value;
 
 use crate::conflict::Pair;
+use crate::support::{PROMPT, wait_until};
 
 /// What a peer is called unless somebody gives it another name: its host.
 const PEER: &str = "127.0.0.1";
@@ -98,7 +99,9 @@ fn the_log_tells_where_changes_came_from_and_how_far_they_got() {
             .map(|line| state(line).to_owned())
             .collect::<Vec<_>>()
     };
-    assert_eq!(late(&pair), ["journaled", "journaled"]);
+    wait_until("both changes are journaled", PROMPT, || {
+        late(&pair) == ["journaled", "journaled"]
+    });
     sandbox.try_umount();
     sandbox.assert_down();
     assert_eq!(late(&pair), ["journaled", "journaled"]);
