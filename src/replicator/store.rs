@@ -129,9 +129,11 @@ pub(super) fn observe(
 /// Stores one observation unless it says what the base says: such a one is an echo, or
 /// the end of an older one.
 ///
-/// But the round that is under way may be about to change the base, here by what it takes
-/// in, or there by what it sends and somebody undid at once: then this one is news to the
-/// round that follows.
+/// But the older one may be what the round that is under way takes in, and the base with
+/// it: then this one is news to the round that follows, and takes the older one's place.
+/// What the round changes over there is another matter: a step that finds there what the
+/// base says overtakes this, and what is seen after the step is told after the base has
+/// changed.
 fn note(
     update: &Update<'_>,
     peer: PeerId,
@@ -140,9 +142,14 @@ fn note(
     in_round: bool,
 ) -> Result<bool, mirrorfs_journal::Error> {
     let base = update.base_at(peer, path)?;
-    if !in_round && base.as_ref().map(|base| &base.entry) == entry {
-        update.forget_observation(peer, path)?;
-        return Ok(false);
+    if base.as_ref().map(|base| &base.entry) == entry {
+        if !in_round {
+            update.forget_observation(peer, path)?;
+            return Ok(false);
+        }
+        if !update.is_observed(peer, path)? {
+            return Ok(false);
+        }
     }
     update.observe(peer, path, entry)?;
     Ok(true)

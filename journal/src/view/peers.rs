@@ -139,6 +139,14 @@ impl View {
         rows.next()?.map(|row| base(row, 0)).transpose()
     }
 
+    /// Whether an observation of a path is stored, whatever it says.
+    pub fn is_observed(&self, peer: PeerId, path: &RelPath) -> Result<bool, Error> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT 1 FROM remote WHERE peer = ?1 AND path = ?2")?;
+        Ok(statement.exists((peer.0, path.as_bytes()))?)
+    }
+
     /// The paths under which a node, alive or gone, is in the base.
     pub fn base_of(&self, peer: PeerId, node: NodeId) -> Result<Vec<(RelPath, Base)>, Error> {
         let mut statement = self.connection.prepare_cached(
