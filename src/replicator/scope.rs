@@ -265,18 +265,6 @@ pub fn gather(
             scope.git.units.insert(unit);
         }
         let remote = observed.cloned().unwrap_or_else(|| base.clone());
-        // A directory that is left with nothing but what stays local counts as absent.
-        let local_entry = match (&local, local_entry) {
-            (Some(node), Some(entry))
-                if entry.content == Content::Directory
-                    && base.is_none()
-                    && remote.is_none()
-                    && only_local(snapshot, node.id)? =>
-            {
-                None
-            }
-            (_, entry) => entry,
-        };
         // What is new needs its directory on the other side, which may never have had it,
         // or may have something else there by now.
         if base.is_none()
