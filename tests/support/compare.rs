@@ -72,15 +72,14 @@ fn read_below(dir: &Path, prefix: &[u8], tree: &mut Tree) -> Result<(), String> 
             shown.xattrs = xattrs(&path);
         } else if kind.is_file() {
             let content = std::fs::read(&path).map_err(|error| failed(&path, error))?;
-            let stable = git_index_without_stat(&content);
+            let stable = git_index_as_staged(&content);
             shown.kind = "file";
             shown.mtime = stable
                 .is_none()
                 .then_some((metadata.mtime(), metadata.mtime_nsec()));
-            shown.size = content.len() as u64;
-            shown.content = blake3::hash(stable.as_deref().unwrap_or(&content))
-                .to_hex()
-                .to_string();
+            let shall = stable.as_deref().unwrap_or(&content);
+            shown.size = shall.len() as u64;
+            shown.content = blake3::hash(shall).to_hex().to_string();
             shown.xattrs = xattrs(&path);
         }
         tree.insert(name.clone(), shown);
@@ -111,9 +110,10 @@ pub fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
-/// The part of a Git index (version 2 or 3) that does not depend on the stat of the
-/// files, or none if this is no such index.
-fn git_index_without_stat(content: &[u8]) -> Option<Vec<u8>> {
+/// What a Git index (version 2 or 3) stages, or none if this is no such index: without the
+/// stat of the files, and without the extensions that Git derives from the entries. Two that
+/// differ in nothing else are equal, so either side may keep its own.
+fn git_index_as_staged(content: &[u8]) -> Option<Vec<u8>> {
     let rest = content.strip_prefix(b"DIRC")?;
     let word = |at: usize| {
         rest.get(at..at + 4)
@@ -138,8 +138,19 @@ fn git_index_without_stat(content: &[u8]) -> Option<Vec<u8>> {
         // Entries are padded to a multiple of eight bytes, with one NUL at least.
         at += (name_at - at + name_len + 8) & !7;
     }
-    // The extensions; the last 20 bytes are a checksum of everything before.
-    stable.extend_from_slice(rest.get(at..rest.len().checked_sub(20)?)?);
+    // The last 20 bytes are a checksum of everything before.
+    let end = rest.len().checked_sub(20)?;
+    while at < end {
+        let extension_end = at + 8 + word(at + 4)? as usize;
+        let extension = rest.get(at..extension_end)?;
+        if !matches!(
+            &extension[..4],
+            b"TREE" | b"UNTR" | b"FSMN" | b"EOIE" | b"IEOT"
+        ) {
+            stable.extend_from_slice(extension);
+        }
+        at = extension_end;
+    }
     Some(stable)
 }
 
