@@ -6,6 +6,7 @@ mod conflicts;
 mod daemon;
 mod demo;
 mod detach;
+mod doctor;
 mod door;
 mod duration;
 mod log;
@@ -58,6 +59,7 @@ enum Command {
     Peer(peer::Peer),
     Attach(attach::Attach),
     Detach(detach::Detach),
+    Doctor(doctor::Doctor),
     Agent(agent::Agent),
     Recover(recover::Recover),
     Demo(demo::Demo),
@@ -98,6 +100,7 @@ impl Cli {
             Command::Detach(command) => command.run(),
             Command::Attached(command) => command.run(),
             Command::Relay(command) => command.run(),
+            Command::Doctor(command) => command.run(),
             Command::Agent(command) => command.run(),
             Command::Recover(command) => command.run(),
             Command::Demo(command) => command.run(),

@@ -6,6 +6,7 @@ pub mod announce;
 pub mod attach;
 pub mod conflicts;
 pub mod control;
+pub mod doctor;
 pub mod exit;
 pub mod failure;
 pub mod holders;

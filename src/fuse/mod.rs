@@ -24,4 +24,4 @@ mod slow;
 pub(crate) mod tests;
 
 pub use mount::{Mount, MountError, MountOptions, clear_dead_mount, mount};
-pub use session::{Channel, NoRing};
+pub use session::{Channel, NoRing, expected_channel};

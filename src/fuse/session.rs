@@ -201,6 +201,15 @@ fn serve_rings(
     Ok(answers.iter().take(count).collect())
 }
 
+/// How the requests of a mount that is made now would come, as far as the kernel says so
+/// beforehand.
+pub fn expected_channel() -> Channel {
+    match std::fs::read_to_string(PARAMETER) {
+        Ok(value) if value.trim() == "Y" => Channel::IoUring,
+        _ => Channel::Device(not_offered()),
+    }
+}
+
 fn not_offered() -> NoRing {
     match std::fs::read_to_string(PARAMETER) {
         Ok(value) if value.trim() == "N" => NoRing::SwitchedOff,

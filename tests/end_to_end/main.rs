@@ -15,6 +15,7 @@ mod attach;
 mod conflict;
 mod conflict_commands;
 mod crash;
+mod doctor;
 mod filesystems;
 mod first_contact;
 mod flush;
