@@ -1,9 +1,11 @@
 //! The agent's index of a peer directory: what it last saw under every name, numbered.
 //!
 //! It is a database of its own, beside none of the mounted side's. It holds observations
-//! (which a scan could find again, at the price of hashing), the last agreement, and the
-//! redo record of a batch that is being applied, which nothing else could give back.
+//! (which a scan could find again, at the price of hashing), the redo record of a batch
+//! that is being applied, and for each mounted side that was served the chain of
+//! agreements with the base, which nothing else could give back.
 
+mod chains;
 mod codec;
 #[cfg(test)]
 mod tests;
@@ -12,13 +14,56 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
-use crate::model::{Agreement, Content, ContentHash, Entry, Epoch, RelPath, Timestamp, Xattrs};
-use codec::{
-    decode_agreement, decode_xattrs, encode_agreement, encode_xattrs, kind_number, signed,
-};
+use crate::model::{Content, ContentHash, Entry, Epoch, RelPath, Timestamp, Xattrs};
+use codec::{decode_xattrs, encode_xattrs, kind_number, signed};
 
+/// Statements that bring an index from schema `position` to the next. Only ever appended
+/// to.
+const MIGRATIONS: [&str; 2] = [CREATE, CHAINS];
 /// The schema this program writes.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = MIGRATIONS.len() as i64;
+
+/// The mounted sides, each with the key of its chain; their bases; and what a batch that
+/// has been offered changes in the base. An agreement from before is forgotten: with whom
+/// it was made was not written down.
+pub(crate) const CHAINS: &str = "
+-- The agreements of a chain. `position` grows along it. Of those that are not `based` only
+-- the tree knows: the base of this database is older.
+CREATE TABLE agreed (
+    peer      INTEGER NOT NULL,
+    position  INTEGER NOT NULL,
+    agreement BLOB NOT NULL,
+    based     INTEGER NOT NULL,
+    at        INTEGER NOT NULL,
+    PRIMARY KEY (peer, position)
+) STRICT, WITHOUT ROWID;
+
+-- What the base had at a path before the agreement at a position was made.
+CREATE TABLE base_undo (
+    peer     INTEGER NOT NULL,
+    path     BLOB NOT NULL,
+    position INTEGER NOT NULL,
+    node     INTEGER,
+    entry    BLOB,
+    PRIMARY KEY (peer, path, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX base_undo_position ON base_undo (peer, position);
+
+CREATE TABLE mounted (id INTEGER PRIMARY KEY, replica BLOB NOT NULL UNIQUE) STRICT;
+CREATE TABLE base (
+    peer INTEGER NOT NULL,
+    path BLOB NOT NULL,
+    node INTEGER,
+    entry BLOB NOT NULL,
+    PRIMARY KEY (peer, path)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE proposed (
+    position INTEGER PRIMARY KEY,
+    batch BLOB NOT NULL,
+    change BLOB NOT NULL
+) STRICT;
+DELETE FROM meta WHERE key IN ('agreement', 'applied');
+";
 
 const CREATE: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
@@ -72,6 +117,14 @@ pub enum IndexError {
         path: PathBuf,
         /// What was found damaged.
         what: &'static str,
+    },
+    /// A chain of agreements failed.
+    #[error("index {path}: {source}")]
+    Chain {
+        /// The database file.
+        path: PathBuf,
+        /// How it failed.
+        source: crate::Error,
     },
     /// The kernel gives no random numbers.
     #[error("the kernel gives no random numbers")]
@@ -150,14 +203,17 @@ impl PeerIndex {
         let found: i64 = db
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .map_err(fail)?;
-        match found {
-            0 => db
-                .execute_batch(&format!(
-                    "BEGIN IMMEDIATE; {CREATE} PRAGMA user_version = {SCHEMA}; COMMIT;"
+        if found > SCHEMA {
+            return Err(IndexError::Newer { path, found });
+        }
+        for (from, migration) in (0..).zip(MIGRATIONS) {
+            if from >= found {
+                db.execute_batch(&format!(
+                    "BEGIN IMMEDIATE; {migration} PRAGMA user_version = {}; COMMIT;",
+                    from + 1
                 ))
-                .map_err(fail)?,
-            SCHEMA => {}
-            found => return Err(IndexError::Newer { path, found }),
+                .map_err(fail)?;
+            }
         }
         let mut index = Self {
             db,
@@ -178,7 +234,8 @@ impl PeerIndex {
         Ok(index)
     }
 
-    /// Forgets every row and the agreement, under a new epoch.
+    /// Forgets every row, under a new epoch. The chains stay: whether the tree is what they
+    /// are about is told by its own mark.
     fn begin_epoch(&mut self, identity: &[u8]) -> Result<(), IndexError> {
         let epoch = random_epoch()?;
         self.transaction(Durable::PowerLoss, |index| {
@@ -194,15 +251,11 @@ impl PeerIndex {
     }
 
     /// Begins a new epoch that keeps the rows, for a tree that turned out to be of
-    /// another time than the index. `agreement` is what the tree itself says it holds.
-    pub fn renew_epoch(&mut self, agreement: Option<Agreement>) -> Result<(), IndexError> {
+    /// another time than the index, or for revisions that were lost.
+    pub fn renew_epoch(&mut self) -> Result<(), IndexError> {
         let epoch = random_epoch()?;
         self.transaction(Durable::PowerLoss, |index| {
             index.set_meta("epoch", &epoch.0.to_le_bytes())?;
-            match agreement {
-                Some(agreement) => index.set_agreement(agreement)?,
-                None => index.delete_meta("agreement")?,
-            }
             index.delete_meta("applied")
         })?;
         self.epoch = epoch;
@@ -475,21 +528,6 @@ impl PeerIndex {
             Some(bytes) => self.decode_u64(&bytes),
             None => Ok(0),
         }
-    }
-
-    /// The last agreement that the directory holds.
-    pub fn agreement(&self) -> Result<Option<Agreement>, IndexError> {
-        let Some(bytes) = self.meta("agreement")? else {
-            return Ok(None);
-        };
-        decode_agreement(&bytes)
-            .map(Some)
-            .ok_or_else(|| self.damaged("agreement"))
-    }
-
-    /// Records the agreement that the directory now holds.
-    pub fn set_agreement(&mut self, agreement: Agreement) -> Result<(), IndexError> {
-        self.set_meta("agreement", &encode_agreement(agreement))
     }
 
     /// The redo record of a batch whose traces may not have reached the disk yet.

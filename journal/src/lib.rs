@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod apply;
+mod chain;
 mod change;
 mod checkpoint;
 mod coalesce;
@@ -30,6 +31,7 @@ mod update;
 mod view;
 mod writer;
 
+pub use chain::{ChainLink, Common, LINKS_MAX, Marked, UNDO_MAX, base_without, last_common};
 pub use change::{Change, Origin};
 pub use contents::{Contents, LARGEST as LARGEST_CONTENT, kept_content};
 pub use error::{Error, Poisoned};
@@ -38,6 +40,6 @@ pub use look::look;
 pub use model::*;
 pub use recorder::{Barrier, Mark, Recorder};
 pub use snapshot::Snapshot;
-pub use start::Start;
+pub use start::{Start, boot_id};
 pub use update::Update;
 pub use view::{Base, BaseChange, Conflict, Event, EventKind, Node, Peer, Proposal, View, What};

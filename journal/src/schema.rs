@@ -11,7 +11,7 @@ const SQLITE_MIN: i32 = 3_051_003;
 
 /// Statements that bring a database from schema `index` to `index + 1`. Only ever
 /// appended to.
-const MIGRATIONS: &[&str] = &[FIRST, GIT, LOG];
+const MIGRATIONS: &[&str] = &[FIRST, GIT, LOG, CHAINS];
 
 /// Times are seconds since 1970 with nanoseconds beside them, except `at`
 /// (milliseconds). Paths and names are bytes. Unsigned numbers are stored with the
@@ -175,6 +175,33 @@ CREATE TABLE note (
     path BLOB NOT NULL,
     what TEXT NOT NULL
 ) STRICT;
+";
+
+/// Chains of agreements. What was agreed on before is the first of its chain.
+const CHAINS: &str = "
+-- The agreements of a chain. `position` grows along it. Of those that are not `based` only
+-- the tree knows: the base of this database is older.
+CREATE TABLE agreed (
+    peer      INTEGER NOT NULL,
+    position  INTEGER NOT NULL,
+    agreement BLOB NOT NULL,
+    based     INTEGER NOT NULL,
+    at        INTEGER NOT NULL,
+    PRIMARY KEY (peer, position)
+) STRICT, WITHOUT ROWID;
+
+-- What the base had at a path before the agreement at a position was made.
+CREATE TABLE base_undo (
+    peer     INTEGER NOT NULL,
+    path     BLOB NOT NULL,
+    position INTEGER NOT NULL,
+    node     INTEGER,
+    entry    BLOB,
+    PRIMARY KEY (peer, path, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX base_undo_position ON base_undo (peer, position);
+
+INSERT INTO agreed SELECT id, 0, agreement, 1, 0 FROM peer WHERE agreement IS NOT NULL;
 ";
 
 /// Refuses a SQLite that is too old.

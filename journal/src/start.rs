@@ -122,8 +122,13 @@ fn begin(path: &Path) -> Result<Opened, Error> {
     })
 }
 
-/// The kernel draws this at each start of the machine.
-fn boot_id() -> Result<String, Error> {
+/// Names this life of the machine: the kernel draws it at each start. `MIRRORFS_BOOT_ID`
+/// stands in for it where a test pretends that the machine was started anew.
+pub fn boot_id() -> Result<String, Error> {
+    if let Some(id) = std::env::var_os("MIRRORFS_BOOT_ID").filter(|id| !id.is_empty()) {
+        // As long as the kernel's.
+        return Ok(format!("{:0>36}", id.to_string_lossy()));
+    }
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let id = fs::read_to_string(path).map_err(|source| Error::Io {
         path: path.to_owned(),

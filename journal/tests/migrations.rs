@@ -99,16 +99,16 @@ fn fill(journal: &Journal) {
             let node = node.unwrap();
             update.set_hash(node.id, node.content_n, ContentHash([9; 32]))?;
             update.set_peer_replica(peer, Id([8; 16]))?;
-            update.set_seen(peer, Epoch(5), 6)?;
-            update.set_agreement(peer, Some(&AGREEMENT))?;
-            update.set_cursor(peer, 6)?;
-            update.set_durable(peer, 5)?;
             let put = BaseChange::Put {
                 path: at.clone(),
                 node: Some(NodeId(2)),
                 entry: file("agreed"),
             };
             update.apply_base(peer, std::slice::from_ref(&put))?;
+            update.end_base(peer, &AGREEMENT)?;
+            update.set_seen(peer, Epoch(5), 6)?;
+            update.set_cursor(peer, 6)?;
+            update.set_durable(peer, 5)?;
             update.observe(peer, &at, Some(&file("theirs")))?;
             update.observe(peer, &path("gone"), None)?;
             update.open_conflict(&conflict(peer))?;
@@ -175,6 +175,9 @@ fn check(journal: &Journal) {
     assert_eq!((peer.cursor, peer.durable), (6, 5));
     assert_eq!(peer.seen, Some((Epoch(5), 6)));
     assert_eq!(peer.agreement, Some(AGREEMENT));
+    let chain = view.chain(peer.id).unwrap();
+    assert_eq!((chain.len(), chain[0].agreement), (1, AGREEMENT));
+    assert!(chain[0].based);
     let proposal = view.proposal(peer.id).unwrap().unwrap();
     assert_eq!((proposal.cursor, proposal.batch), (7, Id([6; 16])));
     assert_eq!(proposal.changes.len(), 1);

@@ -5,12 +5,14 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use mirrorfs_journal::index::PeerIndex;
+use mirrorfs_journal::{ChainLink, Marked};
 
 use super::lock::Lock;
 use super::root::Served;
 use super::{Error, applier, open_index, renew};
-use crate::replica::apply::{Answer, marked_agreement};
-use crate::replica::{Reserved, Staging};
+use crate::replica::apply::Answer;
+use crate::replica::{Marks, Reserved, Staging};
+use crate::tree::ReplicaId;
 use crate::wire::frame::{read_first, read_magic, write_magic, write_message};
 use crate::wire::message::{AgentHello, MountHello, Refusal, Revision, ToAgent, ToMount};
 use crate::wire::version::{Introduction, greeted};
@@ -27,6 +29,10 @@ pub(super) struct Opened<I, O> {
     pub(super) staging: Staging,
     pub(super) index: PeerIndex,
     pub(super) lock: Lock,
+    /// Who is at the other end.
+    pub(super) mount: ReplicaId,
+    /// Whether both sides know from which agreement on they go on.
+    pub(super) settled: bool,
     /// From where on changes are to be reported; none for everything.
     pub(super) seen: Option<Revision>,
 }
@@ -46,6 +52,7 @@ pub(super) fn meet<I: Read, O: Write>(
     match opened {
         Ok(((answer, served, reserved, staging, index, lock), hello)) => {
             let seen = hello.seen.filter(|_| !answer.whole);
+            let (settled, mount) = (answer.settled, hello.replica);
             write_message(&mut output, &ToMount::Hello(answer))?;
             Ok(Opened {
                 input,
@@ -55,6 +62,8 @@ pub(super) fn meet<I: Read, O: Write>(
                 staging,
                 index,
                 lock,
+                mount,
+                settled,
                 seen,
             })
         }
@@ -105,23 +114,30 @@ fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
     }
     // The tree says itself which agreement it holds. It and the index differ if one of
     // the two was restored from a copy, or the index was lost.
-    let marked = marked_agreement(&reserved)?;
-    if index.agreement()? != marked {
-        index.renew_epoch(marked)?;
+    let mount = hello.replica;
+    let mark = Marks::of(&reserved)?.with(mount);
+    match index.take_mark(mount, mark.as_ref())? {
+        Marked::Last => {}
+        other => {
+            tracing::warn!(?other, "the directory is of another time than its index");
+            index.renew_epoch()?;
+        }
     }
     if let Some(seen) = hello.seen
         && seen.epoch == index.epoch()
         && seen.rev > index.rev()
     {
         // A power loss took revisions back that were already reported.
-        index.renew_epoch(marked)?;
+        index.renew_epoch()?;
     }
-    let (agreement, diverged) = last_answer(&index)?;
+    let (last, diverged) = last_answer(&index, mount)?;
+    let agreement = last.map(|last| last.agreement);
     // Without an agreement in common the other side forgets what it knew of this one, so
     // that news since then would be taken for everything there is.
-    let shared = agreement.is_some() && [hello.agreement, hello.proposed].contains(&agreement);
+    let settled = last.is_some_and(|last| last.based)
+        && [hello.agreement, hello.proposed].contains(&agreement);
     let forgotten = index.forgotten()?;
-    let whole = !shared
+    let whole = !settled
         || hello
             .seen
             .is_none_or(|seen| seen.epoch != index.epoch() || seen.rev < forgotten);
@@ -146,22 +162,20 @@ fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
         diverged,
         epoch: index.epoch(),
         whole,
+        settled,
     };
     Ok((answer, served, reserved, staging, index, lock))
 }
 
-type LastAnswer = (
-    Option<crate::tree::Agreement>,
-    Vec<crate::wire::message::Divergence>,
-);
+type LastAnswer = (Option<ChainLink>, Vec<crate::wire::message::Divergence>);
 
 /// The last agreement, with what the batch that made it did not carry out. Where that
-/// does not fit into a frame there is no agreement: both sides are then compared in full,
-/// which is always right.
-fn last_answer(index: &PeerIndex) -> Result<LastAnswer, Error> {
-    let agreement = index.agreement()?;
+/// does not fit into a frame there is no agreement: both sides then go back to the one
+/// before, which is always right.
+fn last_answer(index: &PeerIndex, mount: ReplicaId) -> Result<LastAnswer, Error> {
+    let last = index.last_agreement(mount)?;
     let Some(bytes) = index.applied()? else {
-        return Ok((agreement, Vec::new()));
+        return Ok((last, Vec::new()));
     };
     let Ok(mut answer) = postcard::from_bytes::<Answer>(&bytes) else {
         return Ok((None, Vec::new()));
@@ -174,5 +188,5 @@ fn last_answer(index: &PeerIndex) -> Result<LastAnswer, Error> {
             return Ok((None, Vec::new()));
         }
     }
-    Ok((agreement, answer.diverged))
+    Ok((last, answer.diverged))
 }

@@ -7,6 +7,7 @@
 //! the trash in bounds, beside the session.
 
 mod batches;
+mod rejoin;
 mod reports;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{
     Receiver, RecvTimeoutError, Select, SendTimeoutError, Sender, bounded, never, unbounded,
 };
+
+use mirrorfs_journal::{LINKS_MAX, UNDO_MAX};
 
 use super::Error;
 use super::fetch::{Fetches, Next, Request};
@@ -31,9 +34,10 @@ use crate::background;
 use crate::replica::Staging;
 use crate::replica::look::Look;
 use crate::replica::trash::Trash;
-use crate::tree::{Agreement, RelPath, Timestamp};
+use crate::tree::{Agreement, RelPath, ReplicaId, Timestamp};
 use crate::wire::frame::{FrameError, read_message, write_message};
 use crate::wire::message::{BatchId, Revision, SIGN_OF_LIFE, ToAgent, ToMount};
+use rejoin::Joining;
 
 /// How many messages may wait for the engine; of at most a frame each.
 const INCOMING: usize = 16;
@@ -48,6 +52,8 @@ const SCAN_SHARE: u32 = 10;
 const FORGET_EVERY: u64 = 50_000;
 /// How often the trash is looked through for what is to go.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+/// For how many seconds agreements are remembered: 30 days.
+const PAST: i64 = 30 * 24 * 3600;
 /// How long the last words may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -66,10 +72,31 @@ struct Drain {
     large: HashMap<RelPath, u32>,
 }
 
+/// What an engine is made of when both sides have greeted.
+struct Parts {
+    observer: Observer,
+    staging: Staging,
+    lock: Lock,
+    mount: ReplicaId,
+    /// Whether both sides know from which agreement on they go on.
+    settled: bool,
+    /// From where on changes are to be reported; none for everything.
+    seen: Option<Revision>,
+    out: Sender<ToMount>,
+    done: Sender<Done>,
+    silence: Silence,
+}
+
 struct Engine {
     observer: Observer,
     staging: Staging,
     _lock: Lock,
+    mount: ReplicaId,
+    /// What has to be heard before both sides know from where on they go on. Until then
+    /// nothing is reported and nothing else taken.
+    joining: Option<Joining>,
+    /// The batch whose changes of the base have been written down.
+    agreed: Option<BatchId>,
     out: Sender<ToMount>,
     done: Sender<Done>,
     fetches: Fetches,
@@ -117,6 +144,8 @@ where
         staging,
         index,
         lock,
+        mount,
+        settled,
         seen,
     } = opened;
     let spawn = |error| Error::io("start", "a thread", error);
@@ -156,7 +185,17 @@ where
         Err(error) => (Err(no_watch(&error)), never()),
     };
     let observer = Observer::new(served, reserved, index, watches, jobs)?;
-    let mut engine = Engine::new(observer, staging, lock, seen, out, done, silence);
+    let mut engine = Engine::new(Parts {
+        observer,
+        staging,
+        lock,
+        mount,
+        settled,
+        seen,
+        out,
+        done,
+        silence,
+    });
     let (session, ended) = bounded::<()>(0);
     background::start("trash", move || keep_in_bounds(&trash, &ended)).map_err(spawn)?;
     let ended = engine
@@ -238,19 +277,25 @@ fn write(output: impl Write, messages: &Receiver<ToMount>, sign_every: Duration)
 }
 
 impl Engine {
-    fn new(
-        observer: Observer,
-        staging: Staging,
-        lock: Lock,
-        seen: Option<Revision>,
-        out: Sender<ToMount>,
-        done: Sender<Done>,
-        silence: Silence,
-    ) -> Self {
+    fn new(parts: Parts) -> Self {
+        let Parts {
+            observer,
+            staging,
+            lock,
+            mount,
+            settled,
+            seen,
+            out,
+            done,
+            silence,
+        } = parts;
         Self {
             observer,
             staging,
             _lock: lock,
+            mount,
+            joining: (!settled).then_some(Joining::Chain),
+            agreed: None,
             out,
             done,
             fetches: Fetches::default(),
@@ -278,6 +323,21 @@ impl Engine {
         }
         self.scan()?;
         self.check_root()?;
+        self.observer.commit()?;
+        if self.joining.is_some() {
+            return self.tell_chain();
+        }
+        self.joined()
+    }
+
+    /// Both sides know where they stand: everything can be told.
+    fn joined(&mut self) -> Result<(), Error> {
+        let old = Timestamp {
+            secs: Timestamp::now().secs - PAST,
+            nanos: 0,
+        };
+        let index = &mut self.observer.index;
+        index.prune_chains(old, UNDO_MAX, LINKS_MAX)?;
         self.report(true)
     }
 
@@ -358,6 +418,14 @@ impl Engine {
     fn message(&mut self, message: ToAgent) -> Result<(), Error> {
         match message {
             ToAgent::Hello(_) => Err(Error::Protocol("a second hello".to_owned())),
+            ToAgent::Ping { token } => self.send(ToMount::Pong { token }),
+            ToAgent::Rejoin { at, base } => self.rejoin(at, base),
+            ToAgent::Base { rows, more } => self.take_base(&rows, more),
+            _ if self.joining.is_some() => {
+                let what = "it did not say where to go on";
+                Err(Error::Protocol(what.to_owned()))
+            }
+            ToAgent::Agreed { batch, changes } => self.agreed(batch, changes),
             ToAgent::Offer { batch, ops, more } => self.offer(batch, ops, more),
             ToAgent::Data {
                 hash,
@@ -407,7 +475,6 @@ impl Engine {
                 }
             }
             ToAgent::Drain { token } => self.drain(token),
-            ToAgent::Ping { token } => self.send(ToMount::Pong { token }),
         }
     }
 

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, unbounded};
+use mirrorfs_journal::BaseChange;
 
 use super::*;
 use crate::tree::{
@@ -16,8 +17,8 @@ use crate::tree::{
 };
 use crate::wire::frame::{read_magic, read_message, write_magic, write_message};
 use crate::wire::message::{
-    AgentHello, BatchId, Divergence, Expect, MountHello, Op, PROTOCOL_MAX, PROTOCOL_MIN, Revision,
-    ToAgent, ToMount,
+    AgentHello, Agreed, BaseFrom, BatchId, Divergence, Expect, MountHello, Op, PROTOCOL_MAX,
+    PROTOCOL_MIN, Revision, ToAgent, ToMount,
 };
 
 /// Longer than anything takes that works.
@@ -109,10 +110,14 @@ impl Peer {
     }
 
     fn meet_as(&self, hello: MountHello) -> (Mount, AgentHello) {
+        let at = hello.agreement;
         let mut mount = self.dial(hello);
         let ToMount::Hello(answer) = mount.next() else {
             panic!("no hello");
         };
+        if !answer.settled {
+            mount.rejoin(at);
+        }
         mount.until(|mount| mount.reports > 0);
         (mount, answer)
     }
@@ -150,6 +155,24 @@ struct Mount {
 impl Mount {
     fn send(&mut self, message: ToAgent) {
         write_message(&mut self.stream, &message).unwrap();
+    }
+
+    /// Goes on where the agent has been; or as on first contact.
+    fn rejoin(&mut self, at: Option<Agreement>) {
+        match at {
+            None => self.send(ToAgent::Rejoin {
+                at,
+                base: BaseFrom::Both,
+            }),
+            Some(_) => {
+                self.send(ToAgent::Rejoin {
+                    at,
+                    base: BaseFrom::Mount,
+                });
+                let (rows, more) = (Vec::new(), false);
+                self.send(ToAgent::Base { rows, more });
+            }
+        }
     }
 
     fn next(&mut self) -> ToMount {
@@ -367,24 +390,22 @@ fn a_first_fill_arrives_whole_and_comes_back_as_no_change() {
     mount.drain();
     assert_eq!(mount.reports, reports, "an echo: {:?}", mount.seen.keys());
     assert_eq!(peer.read("d7/f42"), "content 7 42");
-    let upto = mount.upto;
     mount.hang_up().unwrap();
     // Nothing is hashed again, and nothing has changed for the next session either.
-    let (mount, answer) = peer.meet(None);
+    let (mount, answer) = peer.meet_again(None, 1);
     assert_eq!(answer.mirror, Some(MIRROR));
     assert_eq!(answer.agreement, Some(agreement(1)));
     assert_eq!(mount.seen.len(), 2020);
     assert!(mount.seen["d7/f42"] == file(b"content 7 42"));
-    let upto = (upto, mount.upto);
+    let upto = mount.upto;
     mount.hang_up().unwrap();
-    // Without an agreement in common, everything is told again.
-    let (mount, answer) = peer.meet(upto.1);
-    assert!(answer.whole);
-    let upto = (upto.0, mount.upto);
-    mount.hang_up().unwrap();
-    let (mount, answer) = peer.meet_again(upto.1, 1);
+    let (mount, answer) = peer.meet_again(upto, 1);
     assert!(!answer.whole);
     assert!(mount.seen.is_empty(), "{:?}", mount.seen);
+    mount.hang_up().unwrap();
+    // Without an agreement in common, everything is told again.
+    let (mount, answer) = peer.meet(upto);
+    assert!(answer.whole);
     mount.hang_up().unwrap();
 }
 
@@ -823,6 +844,7 @@ fn without_a_watch_the_directory_is_scanned() {
         let none = std::io::Error::from_raw_os_error(libc::EMFILE);
         session::run_watching(opened, NEVER, Err(none))
     });
+    mount.rejoin(None);
     mount.until(|m| m.reports > 0);
     let degraded = mount.degraded.clone().unwrap();
     assert!(degraded.contains("cannot be watched"), "{degraded}");
@@ -936,25 +958,102 @@ fn a_tree_of_another_time_than_its_index_is_compared_in_full() {
     let peer = Peer::new();
     let (mut mount, first) = peer.meet(None);
     mount.apply(1, &[put("a", "1")], &[b"1"]);
-    let marker = fs::read(peer.path(".mirrorfs/agreement")).unwrap();
+    let marker = fs::read(peer.path(".mirrorfs/agreements")).unwrap();
     mount.apply(2, &[put("b", "2")], &[b"2"]);
     let upto = mount.upto;
     mount.hang_up().unwrap();
     // The directory comes back from a copy; the state of the agent does not.
-    fs::write(peer.path(".mirrorfs/agreement"), marker).unwrap();
+    fs::write(peer.path(".mirrorfs/agreements"), marker).unwrap();
     fs::remove_file(peer.path("b")).unwrap();
-    let (mount, answer) = peer.meet(upto);
+    let (mount, answer) = peer.meet_again(upto, 1);
     assert_eq!(answer.agreement, Some(agreement(1)));
+    assert!(answer.settled, "it knows the base of the earlier one too");
     assert!(answer.whole && answer.epoch != first.epoch);
     let names: Vec<&str> = mount.seen.keys().map(String::as_str).collect();
     assert_eq!(names, ["a"]);
     mount.hang_up().unwrap();
     // And the other way round: the tree without the state.
     fs::remove_dir_all(peer.state.path().join("agents")).unwrap();
-    let (mount, answer) = peer.meet(upto);
+    let (mount, answer) = peer.meet_again(upto, 1);
     assert_eq!(answer.agreement, Some(agreement(1)));
-    assert!(answer.whole);
+    assert!(answer.whole && !answer.settled, "it knows no base of it");
     mount.hang_up().unwrap();
+    let (mount, answer) = peer.meet_again(upto, 1);
+    assert!(answer.settled, "by now it does");
+    mount.hang_up().unwrap();
+}
+
+/// A mounted side of an earlier time, and one that has lost its state.
+#[test]
+fn both_go_on_from_an_agreement_that_both_have_gone_through() {
+    let peer = Peer::new();
+    let (mut mount, _) = peer.meet(None);
+    let base = |at: &str, content: &str| BaseChange::Put {
+        path: RelPath::new(at).unwrap(),
+        node: None,
+        entry: file(content.as_bytes()),
+    };
+    let agree = |mount: &mut Mount, number: u8, at: &str, content: &str| {
+        let batch = Id([number; 16]);
+        for want in mount.offer(batch, &[put(at, content)]) {
+            mount.data(want.hash, want.have, content.as_bytes());
+        }
+        // One by its step, one that the peer had already.
+        let seen = Agreed::Other(base(&format!("{at} there"), "x"), Vec::new());
+        let changes = vec![Agreed::Step(0), seen];
+        mount.send(ToAgent::Agreed { batch, changes });
+        assert_eq!(mount.commit(batch, number), Ok(Vec::new()));
+        mount.durable(batch);
+    };
+    for number in 1..=3 {
+        agree(&mut mount, number, &format!("f{number}"), "content");
+    }
+    mount.hang_up().unwrap();
+    let named = |agreement| MountHello {
+        agreement,
+        ..hello(None)
+    };
+    let meet = |hello: MountHello, at, from| {
+        let mut mount = peer.dial(hello);
+        let ToMount::Hello(answer) = mount.next() else {
+            panic!("no hello");
+        };
+        assert!(answer.whole && !answer.settled);
+        let ToMount::Chain { links, more: false } = mount.next() else {
+            panic!("no chain");
+        };
+        mount.send(ToAgent::Rejoin { at, base: from });
+        let numbers: Vec<u64> = links.iter().map(|link| link.agreement.number).collect();
+        assert!(links.iter().all(|link| link.based));
+        (mount, numbers)
+    };
+    // Without its state it is given the base, as it was then.
+    let (mut mount, numbers) = meet(named(None), Some(agreement(2)), BaseFrom::Agent);
+    assert_eq!(numbers, [3, 2, 1]);
+    let ToMount::Base { rows, more: false } = mount.next() else {
+        panic!("no base");
+    };
+    let paths: Vec<String> = rows.iter().map(|(path, _)| path.to_string()).collect();
+    assert_eq!(paths, ["f1", "f1 there", "f2", "f2 there"]);
+    assert_eq!(rows[0].1, file(b"content"));
+    mount.until(|mount| mount.reports > 0);
+    assert!(mount.shows("f3", "content"), "the tree is what it was");
+    mount.hang_up().unwrap();
+    // The agent has gone back as well, and goes on from there.
+    let (mut mount, numbers) = meet(
+        named(Some(agreement(1))),
+        Some(agreement(1)),
+        BaseFrom::Both,
+    );
+    assert_eq!(numbers, [2, 1]);
+    mount.until(|mount| mount.reports > 0);
+    agree(&mut mount, 9, "f9", "content");
+    mount.hang_up().unwrap();
+    // Nobody goes on from where the agent has never been.
+    let (mut mount, numbers) = meet(named(None), Some(agreement(3)), BaseFrom::Both);
+    assert_eq!(numbers, [9, 1]);
+    let ended = mount.agent.take().unwrap().join().unwrap();
+    assert!(matches!(ended, Err(Error::Protocol(_))), "{ended:?}");
 }
 
 #[test]
@@ -1002,6 +1101,7 @@ fn a_silent_mounted_side_is_given_up() {
     let mut mount = peer.dial_with(hello(None), move |input, output| {
         serve(&root, &state, deadline, input, output)
     });
+    mount.rejoin(None);
     mount.until(|mount| mount.reports > 0);
     let mut slow = Vec::new();
     crate::wire::frame::encode(&ToAgent::Drain { token: 77 }, &mut slow).unwrap();
@@ -1023,6 +1123,11 @@ fn a_silent_mounted_side_is_given_up() {
     let agent = std::thread::spawn(move || serve(&root, &state, deadline, input, theirs));
     write_magic(&mut &ours).unwrap();
     write_message(&mut &ours, &ToAgent::Hello(hello(None))).unwrap();
+    let first_contact = ToAgent::Rejoin {
+        at: None,
+        base: BaseFrom::Both,
+    };
+    write_message(&mut &ours, &first_contact).unwrap();
     let fetch = ToAgent::Fetch {
         request: 1,
         path: path("large"),

@@ -70,11 +70,13 @@ pub fn run(order: &Order, round: &Round, say: &mut dyn Announce) -> Result<Repor
         .or_fail(|| "cannot start the runtime".into())?;
     let exchanged = runtime.block_on(exchange(&site, round));
     runtime.shutdown_timeout(Duration::from_secs(5));
+    let secured = if round.dry_run { Ok(()) } else { site.secure() };
     let closed = site
         .journal
         .close()
         .or_fail(|| "the journal could not be closed: the next start scans the tree".into());
     let report = exchanged?;
+    secured?;
     closed?;
     if round.dry_run && report.plan.is_empty() && report.exit == Exit::Done {
         say.announce(Announcement::Note("there is nothing to do".into()));

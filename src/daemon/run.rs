@@ -15,7 +15,7 @@ use super::peers::Peers;
 use super::service::{Service, Stop, blocking};
 use super::site::{Order, Site, local_tree};
 use super::state::Record;
-use super::upkeep::keep_up;
+use super::upkeep::{self, keep_up};
 use crate::door::Door;
 use crate::fuse::{self, Mount, MountOptions};
 use parking_lot::Mutex;
@@ -106,6 +106,7 @@ async fn attend(
         async move { server.serve(service).await }
     });
     let upkeep = tokio::spawn(keep_up(site.journal.clone(), Arc::clone(&site.reserved)));
+    let securing = tokio::spawn(upkeep::secure(Arc::clone(&site)));
     let mut ended = watch(mount)?;
 
     say.announce(Announcement::Ready(ready(&site)?));
@@ -160,6 +161,15 @@ async fn attend(
 
     service.peers.stop().await;
     upkeep.abort();
+    securing.abort();
+    // What runs on a thread of its own is not aborted, and ends before this does.
+    let secured = {
+        let site = Arc::clone(&site);
+        blocking(move || site.secure()).await
+    };
+    if let Err(failure) = secured {
+        tracing::warn!("{failure}");
+    }
     let journal = site.journal.clone();
     let closed = blocking(move || {
         journal

@@ -20,7 +20,7 @@ use super::{locate, lost, place};
 use crate::door::Door;
 use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport, raise_descriptor_limit};
 use crate::replica::{Identity, Owner, Reserved, Staging};
-use crate::replicator::LocalTree;
+use crate::replicator::{LocalTree, Secured};
 use crate::transport::PeerUrl;
 use crate::tree::{Id, MirrorId, PeerId, RESERVED};
 use parking_lot::Mutex;
@@ -142,6 +142,11 @@ impl Site {
             say.announce(Announcement::Warning(reason));
         }
         raise_descriptor_limit();
+        let news = crate::replicator::check_marks(&journal, &reserved)
+            .or_fail(|| format!("cannot compare the journal with what is in {name}/.mirrorfs"))?;
+        for warning in news {
+            say.announce(Announcement::Warning(warning));
+        }
         let filesystem = Filesystem::new(lower, journal.recorder(), FsOptions::default())
             .or_fail(|| format!("cannot serve {name}"))?;
         let recovery = filesystem
@@ -177,6 +182,17 @@ impl Site {
         })
     }
 
+    /// Makes what was recorded and agreed on so far durable in lower, and marks the tree.
+    pub fn secure(&self) -> Result<(), Failure> {
+        crate::replicator::secure(
+            &self.journal,
+            &self.filesystem,
+            &self.reserved,
+            &mut Secured::default(),
+        )
+        .or_fail(|| format!("cannot sync {}", self.tree().display()))
+    }
+
     /// The tree's path, for messages and for mounting only.
     pub fn tree(&self) -> &Path {
         &self.record.tree
@@ -187,7 +203,7 @@ impl Site {
     pub fn remove_peer(&self, name: &str, force: bool) -> Result<usize, Failure> {
         let peer = peer_named(&self.journal, name)?;
         removable(&self.journal, &peer, force)?;
-        remove_peer(&self.journal, peer.id)
+        remove_peer(&self.journal, &self.reserved, peer.id)
     }
 
     /// The peers that are configured.
@@ -537,9 +553,13 @@ fn open_with(journal: &Journal, peer: PeerId) -> Result<usize, Failure> {
 
 /// Forgets a peer and everything agreed with it. Returns how many conflicts with it were
 /// open.
-pub(super) fn remove_peer(journal: &Journal, peer: PeerId) -> Result<usize, Failure> {
+pub(super) fn remove_peer(
+    journal: &Journal,
+    reserved: &Reserved,
+    peer: PeerId,
+) -> Result<usize, Failure> {
     let open = open_with(journal, peer)?;
-    crate::replicator::forget_peer(journal, peer)
+    crate::replicator::forget_peer(journal, reserved, peer)
         .or_fail(|| "cannot remove the peer from the journal".into())?;
     Ok(open)
 }

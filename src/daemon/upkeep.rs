@@ -6,9 +6,11 @@ use std::time::Duration;
 use mirrorfs_journal::{Durability, Journal};
 
 use super::service::blocking;
+use super::site::Site;
 use super::{Failure, OrFail, trash};
 use crate::replica::Reserved;
 use crate::replica::trash::Removed;
+use crate::replicator::{self, Secured};
 use crate::tree::Timestamp;
 
 /// How often.
@@ -39,6 +41,41 @@ const RETENTION: Retention = Retention {
 
 /// How many changes go in one transaction, which holds up the journal's writer.
 const AT_ONCE: u64 = 5_000;
+
+/// How often lower is synced while it changes. What was changed within such a time before a
+/// power loss, and not synced by whoever changed it, is doubted afterwards.
+const SECURE_EVERY: Duration = Duration::from_secs(3);
+
+/// Syncs lower and marks the tree while there are changes, until the task is dropped.
+pub(super) async fn secure(site: Arc<Site>) {
+    let mut due = tokio::time::interval(SECURE_EVERY);
+    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut secured = Secured::default();
+    loop {
+        due.tick().await;
+        let site = Arc::clone(&site);
+        let worked = blocking(move || {
+            let result = replicator::secure(
+                &site.journal,
+                &site.filesystem,
+                &site.reserved,
+                &mut secured,
+            );
+            Ok((secured, result))
+        });
+        secured = match worked.await {
+            Ok((secured, Ok(()))) => secured,
+            Ok((secured, Err(error))) => {
+                tracing::warn!(%error, "cannot make sure of what is on the disk");
+                secured
+            }
+            Err(failure) => {
+                tracing::warn!("{failure}");
+                Secured::default()
+            }
+        };
+    }
+}
 
 /// Works until the task is dropped.
 pub(super) async fn keep_up(journal: Journal, reserved: Arc<Reserved>) {
@@ -88,6 +125,19 @@ fn compact(journal: &Journal, retention: Retention, now: Timestamp) -> Result<u6
             forgotten += gone;
         }
     }
+    journal
+        .update(Durability::Normal, move |update| {
+            for peer in update.peers()? {
+                update.prune_chain(
+                    peer.id,
+                    old,
+                    mirrorfs_journal::UNDO_MAX,
+                    mirrorfs_journal::LINKS_MAX,
+                )?;
+            }
+            Ok(())
+        })
+        .or_fail(|| "cannot prune the agreements in the journal".into())?;
     loop {
         let gone = journal
             .update(Durability::Normal, move |update| {

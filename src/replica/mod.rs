@@ -5,6 +5,7 @@ pub mod apply;
 pub(crate) mod beneath;
 pub(crate) mod keep;
 pub mod look;
+mod marks;
 mod meta;
 mod reserved;
 mod staging;
@@ -13,6 +14,7 @@ pub mod trash;
 
 pub use beneath::Root;
 pub(crate) use beneath::is_no_directory;
+pub use marks::Marks;
 pub use reserved::{Identity, Reserved};
 pub use staging::{Incoming, Owner, Partial, Placed, StagedName, Staging};
 

@@ -296,29 +296,6 @@ impl Batch {
     }
 }
 
-/// The base that holds when the given steps were not carried out: whatever stands on one
-/// of them, or lies below a move that failed, is left out.
-pub fn base_without(base: &[(BaseChange, Vec<u32>)], diverged: &BTreeSet<u32>) -> Vec<BaseChange> {
-    let failed = |on: &[u32]| on.iter().any(|op| diverged.contains(op));
-    let failed_moves: Vec<&RelPath> = base
-        .iter()
-        .filter_map(|(change, on)| match change {
-            BaseChange::Move { to, .. } if failed(on) => Some(to),
-            _ => None,
-        })
-        .collect();
-    base.iter()
-        .filter(|(change, on)| {
-            let at = match change {
-                BaseChange::Put { path, .. } | BaseChange::Remove { path } => path,
-                BaseChange::Move { to, .. } => to,
-            };
-            !failed(on) && !failed_moves.iter().any(|to| at.starts_with(to))
-        })
-        .map(|(change, _)| change.clone())
-        .collect()
-}
-
 fn unparked_depth(op: &Op) -> usize {
     match op {
         Op::Unpark { to, .. } => to.depth(),

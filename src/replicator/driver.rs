@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use mirrorfs_journal::ChainLink;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::replica::Partial;
 use crate::replica::keep::remove_tree;
+use crate::replica::{Marks, Partial};
 use crate::transport::{ConnectError, Link};
-use crate::tree::{ContentHash, Id, RelPath};
-use crate::wire::message::{AgentHello, MountHello, Refusal, ToAgent, ToMount};
+use crate::tree::{Agreement, ContentHash, Id, RelPath, ReplicaId};
+use crate::wire::message::{AgentHello, BaseFrom, MountHello, Refusal, ToAgent, ToMount};
 use crate::wire::version::Introduction;
 
 use super::apply::{UNIT_INFO, apply, apply_merged};
@@ -50,6 +51,15 @@ enum Finished {
     },
 }
 
+/// How far both sides are with finding out where they stand.
+enum Joining {
+    /// The agent's chain is coming in, of this replica.
+    Chain(ReplicaId, Vec<ChainLink>),
+    /// The base of this agreement is coming in.
+    Base(Agreement),
+    Done,
+}
+
 /// What a worker thread hands back, with the number of the link or round it is for.
 type Numbered = (u64, Finished);
 
@@ -67,6 +77,7 @@ pub(super) struct Driver {
     round: Option<Arc<Mutex<Round>>>,
     /// The paths of a report of the whole tree, while it is coming in.
     whole: Option<HashSet<RelPath>>,
+    joining: Joining,
     incoming: HashMap<ContentHash, Partial>,
     flushes: HashMap<u64, oneshot::Sender<FlushOutcome>>,
     next_flush: u64,
@@ -106,6 +117,7 @@ impl Driver {
             round_number: 0,
             round: None,
             whole: None,
+            joining: Joining::Done,
             incoming: HashMap::new(),
             flushes: HashMap::new(),
             next_flush: 1,
@@ -259,11 +271,35 @@ impl Driver {
             }
             Command::Send(message) => return Ok(self.send(&message)),
             Command::Meet(hello) => return Ok(self.meet(*hello).await),
+            Command::Rejoin { links, more } => {
+                return Ok(Some(match self.rejoin(links, more).await {
+                    Ok(None) => return Ok(None),
+                    Ok(Some(event)) => event,
+                    Err(error) => Event::LinkLost(error.to_string()),
+                }));
+            }
+            Command::StoreBase { rows, more } => {
+                let Joining::Base(at) = self.joining else {
+                    let reason = "the agent sent a base that nobody asked for".to_owned();
+                    return Ok(Some(Event::LinkLost(reason)));
+                };
+                let complete = (!more).then_some(at);
+                let stored = blocking(move || store::take_base(&journal, peer, rows, complete));
+                return Ok(match stored.await {
+                    Ok(()) if more => None,
+                    Ok(()) => Some(self.joined()),
+                    Err(error) => Some(Event::LinkLost(error.to_string())),
+                });
+            }
             Command::Store {
                 observations,
                 complete,
                 upto,
             } => {
+                if !matches!(self.joining, Joining::Done) {
+                    let reason = "the agent reports before it is known from where on";
+                    return Ok(Some(Event::LinkLost(reason.to_owned())));
+                }
                 if let Some(whole) = &mut self.whole {
                     whole.extend(
                         observations
@@ -306,7 +342,17 @@ impl Driver {
             Command::SendContent { hash, offset } => return Ok(self.send_content(hash, offset)),
             Command::Propose(_) => {
                 let round = self.current_round()?;
-                blocking(move || store::propose(&journal, &lock(&round))).await?;
+                let agreed = blocking(move || {
+                    let round = lock(&round);
+                    store::propose(&journal, &round)?;
+                    Ok(round.agreed())
+                })
+                .await?;
+                for piece in &agreed {
+                    if let Some(lost) = self.send(piece) {
+                        return Ok(Some(lost));
+                    }
+                }
                 return Ok(Some(Event::Proposed));
             }
             Command::Accept { diverged, upto } => {
@@ -418,9 +464,65 @@ impl Driver {
             Err(error) => return Some(Event::LinkLost(error.to_string())),
         }
         self.whole = hello.whole.then(HashSet::new);
+        self.joining = Joining::Chain(hello.replica, Vec::new());
         match blocking(move || store::meet(&journal, peer, &hello)).await {
-            Ok(_) => None,
+            Ok(Some(standing)) => {
+                self.joining = Joining::Done;
+                Some(Event::Met {
+                    cursor: standing.cursor,
+                    durable: standing.durable,
+                    anew: false,
+                })
+            }
+            Ok(None) => None,
             Err(error) => Some(Event::LinkLost(error.to_string())),
+        }
+    }
+
+    /// Takes in a piece of the agent's chain; after the last one both sides begin again at
+    /// the last agreement that they share.
+    async fn rejoin(&mut self, links: Vec<ChainLink>, more: bool) -> Result<Option<Event>, Error> {
+        let Joining::Chain(replica, chain) = &mut self.joining else {
+            return Err(Error::Unsettled);
+        };
+        chain.extend(links);
+        if more {
+            return Ok(None);
+        }
+        let (replica, chain) = (*replica, std::mem::take(chain));
+        let (journal, peer) = (self.context.journal.clone(), self.context.peer);
+        let reserved = Arc::clone(&self.context.tree.reserved);
+        let (at, base, pieces) = blocking(move || {
+            let mark = Marks::of(&reserved)?.with(replica);
+            let (at, base) = store::rejoin(&journal, peer, chain, mark)?;
+            if at.is_none() {
+                Marks::write(&reserved, [(replica, None)])?;
+            }
+            let pieces = match base {
+                BaseFrom::Mount => store::base_pieces(&journal, peer)?,
+                BaseFrom::Both | BaseFrom::Agent => Vec::new(),
+            };
+            Ok((at, base, pieces))
+        })
+        .await?;
+        for message in std::iter::once(&ToAgent::Rejoin { at, base }).chain(&pieces) {
+            if let Some(lost) = self.send(message) {
+                return Ok(Some(lost));
+            }
+        }
+        if let (BaseFrom::Agent, Some(at)) = (base, at) {
+            self.joining = Joining::Base(at);
+            return Ok(None);
+        }
+        Ok(Some(self.joined()))
+    }
+
+    fn joined(&mut self) -> Event {
+        self.joining = Joining::Done;
+        Event::Met {
+            cursor: 0,
+            durable: 0,
+            anew: true,
         }
     }
 

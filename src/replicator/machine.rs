@@ -5,7 +5,9 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use crate::tree::{Agreement, ContentHash, Id, RelPath};
+use mirrorfs_journal::ChainLink;
+
+use crate::tree::{Agreement, ContentHash, Entry, Id, RelPath};
 use crate::wire::message::{
     AgentHello, DEADLINE, Divergence, Observation, Op, Refusal, Revision, ToAgent, ToMount, Want,
 };
@@ -48,6 +50,16 @@ pub enum Event {
     Heard,
     /// The agent spoke.
     Message(ToMount),
+    /// Both sides know where they stand: the cursor, and up to where the peer holds local
+    /// changes durably. `anew` if everything has to be compared.
+    Met {
+        /// Local changes up to here are in the base.
+        cursor: u64,
+        /// Up to here they are durable on the peer.
+        durable: u64,
+        /// Whether one of the sides turned out to be of another time.
+        anew: bool,
+    },
     /// Observations have been stored; whether any of them is news.
     Stored {
         /// Whether something differs from the base.
@@ -116,6 +128,20 @@ pub enum Command {
     Send(ToAgent),
     /// Take up what the agent's hello says about agreements; the base may be forgotten.
     Meet(Box<AgentHello>),
+    /// Find out from a piece of the agent's chain from where on both sides go on.
+    Rejoin {
+        /// The agreements of the piece.
+        links: Vec<ChainLink>,
+        /// Whether further pieces follow.
+        more: bool,
+    },
+    /// Store a piece of the base.
+    StoreBase {
+        /// Its rows.
+        rows: Vec<(RelPath, Entry)>,
+        /// Whether further pieces follow.
+        more: bool,
+    },
     /// Store what the agent saw, then answer with [`Event::Stored`].
     Store {
         /// The observations.
@@ -322,6 +348,8 @@ pub struct Machine {
     applied: u64,
     /// The round that is under way leaves something for another one.
     more: bool,
+    /// One of the sides was of another time, and no round has ended well since.
+    anew: bool,
     flushes: Vec<Flush>,
     last_error: Option<String>,
     commands: Vec<Command>,
@@ -358,6 +386,7 @@ impl Machine {
             undurable: VecDeque::new(),
             applied: 0,
             more: false,
+            anew: false,
             flushes: Vec::new(),
             last_error: None,
             commands: Vec::new(),
@@ -473,6 +502,15 @@ impl Machine {
                 self.hear();
                 self.message(message);
             }
+            Event::Met {
+                cursor,
+                durable,
+                anew,
+            } => {
+                self.cursor = cursor;
+                self.durable = self.durable.min(durable);
+                self.anew |= anew;
+            }
             Event::Stored { news, complete } => {
                 if news {
                     self.take_news();
@@ -509,6 +547,7 @@ impl Machine {
             Event::Accepted(n) => {
                 if matches!(self.round, Round::Accepting) {
                     self.round = Round::Idle;
+                    self.anew = false;
                     self.news_done = self.news_planned;
                     self.advance(n);
                     self.commands.push(Command::EndRound);
@@ -612,7 +651,9 @@ impl Machine {
                 .or(self.retry.map(|(_, pause)| (Duration::MAX, pause)));
             self.news_planned = self.news;
             self.round = Round::Planning;
-            let agree = self.durable < self.cursor && self.undurable.is_empty();
+            // A tree that was brought back may not be on its disk yet either.
+            let unsure = self.anew || self.durable < self.cursor;
+            let agree = unsure && self.undurable.is_empty();
             self.commands.push(Command::Plan { agree });
         }
     }
@@ -623,6 +664,16 @@ impl Machine {
                 if matches!(self.link, Link::Greeting) {
                     self.link = Link::Reporting;
                     self.commands.push(Command::Meet(Box::new(hello)));
+                }
+            }
+            ToMount::Chain { links, more } => {
+                if matches!(self.link, Link::Reporting) {
+                    self.commands.push(Command::Rejoin { links, more });
+                }
+            }
+            ToMount::Base { rows, more } => {
+                if matches!(self.link, Link::Reporting) {
+                    self.commands.push(Command::StoreBase { rows, more });
                 }
             }
             ToMount::Refused { refusal } => match refusal {

@@ -13,6 +13,7 @@ mod driver;
 pub mod handle;
 mod link;
 pub mod machine;
+mod marks;
 mod merge;
 pub mod moves;
 mod repositories;
@@ -29,6 +30,7 @@ pub(crate) use driver::simulated::Stepped;
 pub use apply::LocalTree;
 pub use conflict::{RemoteVersion, kept_name};
 pub use handle::{Connect, Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
+pub use marks::{Secured, check_marks, secure};
 pub use repositories::{UnitState, unit_state};
 pub use round::{Resolution, Resume, Side};
 #[cfg(test)]
@@ -47,6 +49,12 @@ pub enum Error {
     /// The peer is not configured (any more).
     #[error("the peer is not configured any more")]
     UnknownPeer,
+    /// The tree's reserved directory failed.
+    #[error("{0}")]
+    Replica(#[from] crate::replica::Error),
+    /// The agent counts on an agreement that this side does not have.
+    #[error("the agent counts on an agreement that this side does not have")]
+    Unsettled,
     /// The kernel's random source failed.
     #[error("no random numbers from the kernel")]
     Random,

@@ -12,7 +12,7 @@ use crate::tree::git::{LARGEST_INDEX, meaning};
 use crate::tree::{
     Agreement, Content, ContentHash, Entry, Id, Ino, NodeId, PeerId, RelPath, Timestamp,
 };
-use crate::wire::message::{Divergence, Op, Revision};
+use crate::wire::message::{Agreed, Divergence, Op, PIECE, Revision, ToAgent, row_weight};
 
 use super::Error;
 use super::batch::{Batch, Step, steps};
@@ -1015,6 +1015,57 @@ impl Round {
             }
             BaseChange::Move { .. } => true,
         })
+    }
+
+    /// What the agreement changes in the base, for the agent, in pieces.
+    pub fn agreed(&self) -> Vec<ToAgent> {
+        let mut pieces = Vec::new();
+        let (mut changes, mut bytes) = (Vec::new(), 0);
+        for (change, on) in self.base() {
+            let (change, weight) = match change {
+                BaseChange::Put { path, entry, .. } => {
+                    let sides = self.plan.decisions.get(path).map(|(sides, _)| sides);
+                    if sides.is_some_and(|sides| sides.base.as_ref() == Some(entry)) {
+                        continue;
+                    }
+                    let change = BaseChange::Put {
+                        path: path.clone(),
+                        node: None,
+                        entry: entry.clone(),
+                    };
+                    (change, row_weight(path, Some(entry)))
+                }
+                BaseChange::Remove { path } => (change.clone(), row_weight(path, None)),
+                BaseChange::Move { from, to } => (
+                    change.clone(),
+                    row_weight(from, None) + row_weight(to, None),
+                ),
+            };
+            let step = match on.as_slice() {
+                [at] => self.batch.ops.get(*at as usize).and_then(Op::agreed),
+                _ => None,
+            };
+            let (agreed, weight) = match on.as_slice() {
+                [at] if step.as_ref() == Some(&change) => (Agreed::Step(*at), 8),
+                on => (Agreed::Other(change, on.to_vec()), weight),
+            };
+            if bytes + weight > PIECE && !changes.is_empty() {
+                pieces.push(ToAgent::Agreed {
+                    batch: self.id,
+                    changes: std::mem::take(&mut changes),
+                });
+                bytes = 0;
+            }
+            bytes += weight;
+            changes.push(agreed);
+        }
+        if !changes.is_empty() {
+            pieces.push(ToAgent::Agreed {
+                batch: self.id,
+                changes,
+            });
+        }
+        pieces
     }
 
     /// What the round would do, for people.

@@ -166,7 +166,9 @@ pub fn gather(
         pending: &pending,
     };
     let mut touched = unsettled.nodes.clone();
-    if peer.agreement.is_none() {
+    // Without a base, and with one of which it is not known what has changed since.
+    let all = peer.cursor == 0;
+    if all {
         snapshot.walk(&mut |_: &RelPath, node: &Node| {
             touched.insert(node.id);
             Ok(())
@@ -178,6 +180,9 @@ pub fn gather(
 
     let (moves, rejected) = gathering.moves(&touched)?;
     let mut names = gathering.names(&touched, &moves)?;
+    if all {
+        names.extend(gathering.base_subtree(&RelPath::ROOT, &moves)?);
+    }
     names.extend(unsettled.paths.iter().cloned());
     for (from, to) in rejected {
         names.extend(gathering.base_subtree(&from, &moves)?);

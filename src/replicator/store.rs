@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use mirrorfs_journal::{BaseChange, Durability, Journal, Update};
+use mirrorfs_journal::{BaseChange, ChainLink, Durability, Journal, Update, last_common};
 
 use crate::reconcile::{Decision, Held, Policy};
+use crate::replica::{Marks, Reserved};
 use crate::seeded::{self, Bug};
-use crate::tree::{Content, ContentHash, Ino, PeerId, RelPath};
-use crate::wire::message::{AgentHello, Divergence, MountHello, Observation, Op, Revision};
+use crate::tree::{Agreement, Content, ContentHash, Entry, Ino, PeerId, RelPath};
+use crate::wire::message::{
+    AgentHello, BaseFrom, Divergence, MountHello, Observation, Op, PIECE, Revision, ToAgent,
+    row_weight,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,32 +25,51 @@ pub(super) fn hello(
     peer: PeerId,
     hello: MountHello,
 ) -> Result<MountHello, Error> {
-    let Some(peer) = journal.snapshot()?.peer(peer)? else {
+    let snapshot = journal.snapshot()?;
+    let Some(peer) = snapshot.peer(peer)? else {
         return Err(Error::UnknownPeer);
     };
+    // A tree that is ahead of its base has to be talked about first.
+    let based = !snapshot.lacks_base(peer.id)?;
+    let proposed = peer.proposed.map(|proposal| proposal.agreement);
     Ok(MountHello {
-        agreement: peer.agreement,
-        proposed: peer.proposed.map(|proposal| proposal.agreement),
+        agreement: peer.agreement.filter(|_| based),
+        proposed: proposed.filter(|_| based),
         seen: peer.seen.map(|(epoch, rev)| Revision { epoch, rev }),
         peer: peer.replica,
         ..hello
     })
 }
 
-/// Takes up what the agent says about agreements. Returns the cursor that then holds.
+/// Where both sides stand once they have met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Standing {
+    /// Local changes up to here are in the base.
+    pub(super) cursor: u64,
+    /// Up to here they are durable on the peer.
+    pub(super) durable: u64,
+}
+
+/// Takes up what the agent says about agreements. Returns where both sides stand, or none
+/// if they have to settle that first, by [`rejoin`].
 ///
 /// Its last agreement is the one that is committed here: all is well, a proposal never
 /// got there. It is the proposed one: the proposal was applied, only the answer was
-/// lost. Anything else means that one side was rolled back or lost its state; without a
-/// common agreement both are compared as on first contact, so that nothing newer is
-/// overwritten by anything older.
-pub(super) fn meet(journal: &Journal, peer: PeerId, hello: &AgentHello) -> Result<u64, Error> {
+/// lost. Anything else means that one side was rolled back or lost its state.
+pub(super) fn meet(
+    journal: &Journal,
+    peer: PeerId,
+    hello: &AgentHello,
+) -> Result<Option<Standing>, Error> {
     let hello = hello.clone();
-    let cursor = journal.update(Durability::Normal, move |update| {
+    let met = journal.update(Durability::Normal, move |update| {
         let Some(known) = update.peer(peer)? else {
             return Err(mirrorfs_journal::Error::other(Error::UnknownPeer));
         };
         update.set_peer_replica(peer, hello.replica)?;
+        if !hello.settled {
+            return Ok(None);
+        }
         let proposed = known.proposed.map(|proposal| proposal.agreement);
         if proposed.is_some() && hello.agreement == proposed {
             let ops = hello
@@ -63,21 +86,118 @@ pub(super) fn meet(journal: &Journal, peer: PeerId, hello: &AgentHello) -> Resul
         } else if hello.agreement.is_some() && hello.agreement == known.agreement {
             update.withdraw(peer)?;
         } else {
-            if known.agreement.is_some() {
-                tracing::warn!(
-                    peer = known.name,
-                    "no agreement in common with the peer: comparing both sides in full"
-                );
-            }
-            update.withdraw(peer)?;
-            update.reset_base(peer)?;
+            return Err(mirrorfs_journal::Error::other(Error::Unsettled));
         }
         if hello.whole {
             update.clear_observations(peer)?;
         }
-        Ok(update.peer(peer)?.map_or(0, |peer| peer.cursor))
+        Ok(update.peer(peer)?.map(|peer| Standing {
+            cursor: peer.cursor,
+            durable: peer.durable,
+        }))
     })?;
-    Ok(cursor)
+    Ok(met)
+}
+
+/// Finds the last agreement that both sides have gone through, by the agent's chain, and
+/// goes back to it. `mark` is what this side's tree says about the peer. Returns what the
+/// agent has to be told. If the base comes from there, [`take_base`] is to follow.
+pub(super) fn rejoin(
+    journal: &Journal,
+    peer: PeerId,
+    theirs: Vec<ChainLink>,
+    mark: Option<Agreement>,
+) -> Result<(Option<Agreement>, BaseFrom), Error> {
+    let met = journal.update(Durability::Full, move |update| {
+        let Some(known) = update.peer(peer)? else {
+            return Err(mirrorfs_journal::Error::other(Error::UnknownPeer));
+        };
+        let mut ours = update.chain(peer)?;
+        if ours.is_empty() {
+            // The journal was lost, and the tree was not.
+            ours.extend(mark.map(|agreement| ChainLink {
+                agreement,
+                based: false,
+            }));
+        }
+        let common = last_common(&ours, &theirs);
+        let news = known.agreement.is_some() || !ours.is_empty() || !theirs.is_empty();
+        let number = common.map(|common| common.agreement.number);
+        if news {
+            tracing::warn!(
+                peer = known.name,
+                agreement = number,
+                here = ours.first().map(|link| link.agreement.number),
+                there = theirs.first().map(|link| link.agreement.number),
+                "one side is of another time than the other: going on from the last agreement that both have gone through"
+            );
+        }
+        let Some(common) = common else {
+            update.reset_base(peer)?;
+            super::marks::accept_mark(update, peer, None)?;
+            return Ok((None, BaseFrom::Both));
+        };
+        super::marks::accept_mark(update, peer, mark)?;
+        let at = common.agreement;
+        if common.ours && update.rejoin(peer, &at)? {
+            let base = if common.theirs {
+                BaseFrom::Both
+            } else {
+                BaseFrom::Mount
+            };
+            return Ok((Some(at), base));
+        }
+        update.begin_base(peer)?;
+        Ok((Some(at), BaseFrom::Agent))
+    })?;
+    Ok(met)
+}
+
+/// Stores rows of a base that comes from the agent; at the end of it, `complete` is the
+/// agreement that it is the base of.
+pub(super) fn take_base(
+    journal: &Journal,
+    peer: PeerId,
+    rows: Vec<(RelPath, Entry)>,
+    complete: Option<Agreement>,
+) -> Result<(), Error> {
+    journal.update(Durability::Full, move |update| {
+        update.fill_base(peer, &rows)?;
+        match complete {
+            Some(at) => update.end_base(peer, &at),
+            None => Ok(()),
+        }
+    })?;
+    Ok(())
+}
+
+/// How many rows of a base are read at once.
+const ROWS: u32 = 512;
+
+/// The base of a peer in pieces, for an agent that lacks it.
+pub(super) fn base_pieces(journal: &Journal, peer: PeerId) -> Result<Vec<ToAgent>, Error> {
+    let snapshot = journal.snapshot()?;
+    let mut pieces = Vec::new();
+    let (mut rows, mut bytes, mut after) = (Vec::new(), 0, None);
+    loop {
+        let page = snapshot.base_page(peer, after.as_ref(), ROWS)?;
+        let end = page.len() < ROWS as usize;
+        after = page.last().map(|(path, _)| path.clone());
+        for (path, entry) in page {
+            let weight = row_weight(&path, Some(&entry));
+            if bytes + weight > PIECE && !rows.is_empty() {
+                let rows = std::mem::take(&mut rows);
+                pieces.push(ToAgent::Base { rows, more: true });
+                bytes = 0;
+            }
+            bytes += weight;
+            rows.push((path, entry));
+        }
+        if end {
+            pieces.push(ToAgent::Base { rows, more: false });
+            return Ok(pieces);
+        }
+    }
 }
 
 /// Stores observations. Returns whether any differs from the base.
@@ -280,7 +400,7 @@ fn accept_stored(
             .into_iter()
             .zip(standing.chain(std::iter::repeat_with(Vec::new)))
             .collect();
-        proposal.changes = super::batch::base_without(&all, diverged);
+        proposal.changes = mirrorfs_journal::base_without(&all, diverged);
         for (change, on) in &all {
             if on.iter().any(|op| diverged.contains(op)) {
                 leave(update, peer, change, &mut left)?;
@@ -452,13 +572,20 @@ pub fn renew_lost_copies(journal: &Journal) -> Result<(), Error> {
 /// The versions of open conflicts that the peer keeps for this side, by path.
 pub(super) type Kept = std::collections::BTreeMap<RelPath, Content>;
 
-/// Removes a peer from the journal with everything that is known of it.
-pub fn forget_peer(journal: &Journal, peer: PeerId) -> Result<(), Error> {
-    journal.update(Durability::Full, move |update| {
+/// Removes a peer from the journal with everything that is known of it, and the tree's
+/// mark of what was agreed with it.
+pub fn forget_peer(journal: &Journal, reserved: &Reserved, peer: PeerId) -> Result<(), Error> {
+    let replica = journal.update(Durability::Full, move |update| {
+        let replica = update.peer(peer)?.and_then(|peer| peer.replica);
         update.remove_setting(&kept_key(peer))?;
         update.remove_setting(&unsettled_key(peer))?;
-        update.remove_peer(peer)
+        super::marks::forget_mark(update, peer)?;
+        update.remove_peer(peer)?;
+        Ok(replica)
     })?;
+    if let Some(replica) = replica {
+        Marks::write(reserved, [(replica, None)])?;
+    }
     Ok(())
 }
 

@@ -526,7 +526,7 @@ impl Pair {
         }
         self.local.origin = Origin::Local;
         self.remote.apply(&batch.ops);
-        let mut changes = super::batch::base_without(&batch.base, &BTreeSet::new());
+        let mut changes = mirrorfs_journal::base_without(&batch.base, &BTreeSet::new());
         let snapshot = self.local.journal.snapshot().unwrap();
         for change in &mut changes {
             if let BaseChange::Put { path, node, .. } = change {

@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use mirrorfs_journal::{BaseChange, ChainLink};
 use serde::{Deserialize, Serialize};
 
 use crate::tree::{Agreement, ContentHash, Entry, Epoch, Id, MirrorId, RelPath, ReplicaId};
@@ -77,6 +78,50 @@ pub struct AgentHello {
     /// Whether the reports that follow are the whole tree, because the mounted
     /// side's cursor was of no use.
     pub whole: bool,
+    /// Whether `agreement` is one of the two that the mounted side named, and the agent
+    /// knows its base. If not, [`ToMount::Chain`] follows, and the agent waits for
+    /// [`ToAgent::Rejoin`] before it reports anything.
+    pub settled: bool,
+}
+
+/// From where the base of the agreement comes at which two sides begin again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum BaseFrom {
+    /// Both have it, or there is none.
+    Both,
+    /// The agent sends it before its first report.
+    Agent,
+    /// It follows from the mounted side.
+    Mount,
+}
+
+/// A change of the base that an agreement makes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Agreed {
+    /// What a step of the batch says about its path once it was carried out.
+    Step(u32),
+    /// Something else, with the steps it stands on: if one of them is not carried out, it
+    /// does not hold.
+    Other(BaseChange, Vec<u32>),
+}
+
+/// About how many bytes of rows go into one message.
+pub const PIECE: usize = 256 * 1024;
+
+/// About how many bytes a row takes in a message.
+pub fn row_weight(path: &RelPath, entry: Option<&Entry>) -> usize {
+    let entry = entry.map_or(0, |entry| {
+        let target = match &entry.content {
+            crate::tree::Content::Symlink { target } => target.len(),
+            _ => 0,
+        };
+        let xattrs = entry.xattrs.iter();
+        target
+            + xattrs
+                .map(|(name, value)| name.len() + value.len() + 8)
+                .sum::<usize>()
+    });
+    path.as_bytes().len() + entry + 80
 }
 
 /// A position in the agent's reports.
@@ -184,6 +229,24 @@ pub enum Op {
 }
 
 impl Op {
+    /// What the base says about the path of this step once it was carried out, if it is a
+    /// step that alone tells.
+    pub fn agreed(&self) -> Option<BaseChange> {
+        match self {
+            Self::Put { path, entry, .. }
+            | Self::MakeDir { path, entry }
+            | Self::SetMeta { path, entry, .. } => Some(BaseChange::Put {
+                path: path.clone(),
+                node: None,
+                entry: entry.clone(),
+            }),
+            Self::Remove { path, .. } | Self::RemoveDir { path } => {
+                Some(BaseChange::Remove { path: path.clone() })
+            }
+            Self::Park { .. } | Self::Unpark { .. } | Self::KeepConflict { .. } => None,
+        }
+    }
+
     /// The content that must be staged before this step, if any.
     pub fn content(&self) -> Option<(ContentHash, u64)> {
         let (Self::Put { entry, .. } | Self::KeepConflict { entry, .. }) = self else {
@@ -220,6 +283,29 @@ pub struct Divergence {
 pub enum ToAgent {
     /// Starts the session.
     Hello(MountHello),
+    /// Answers the agent's chain: both sides begin again at this agreement, the last one
+    /// that both have gone through, or as on first contact if there is none.
+    Rejoin {
+        /// The agreement.
+        at: Option<Agreement>,
+        /// From where its base comes.
+        base: BaseFrom,
+    },
+    /// A piece of the base, after a [`ToAgent::Rejoin`] that says so.
+    Base {
+        /// Rows of the base.
+        rows: Vec<(RelPath, Entry)>,
+        /// Whether further pieces follow.
+        more: bool,
+    },
+    /// A piece of what the agreement of a batch changes in the base. All pieces come before
+    /// [`ToAgent::Commit`], and after the last piece of the offer if there is one.
+    Agreed {
+        /// The batch.
+        batch: BatchId,
+        /// The changes, after those of the pieces before.
+        changes: Vec<Agreed>,
+    },
     /// A piece of a batch's steps; the last has `more` false. Replaces an older offer.
     Offer {
         /// The batch.
@@ -286,6 +372,21 @@ pub enum ToMount {
     Refused {
         /// Why.
         refusal: Refusal,
+    },
+    /// The agreements that the agent has made with the mounted side, the newest first, as
+    /// far back as it can go. Follows a hello that is not settled.
+    Chain {
+        /// The agreements of this piece.
+        links: Vec<ChainLink>,
+        /// Whether further pieces follow.
+        more: bool,
+    },
+    /// A piece of the base, after a [`ToAgent::Rejoin`] that asks for it.
+    Base {
+        /// Rows of the base.
+        rows: Vec<(RelPath, Entry)>,
+        /// Whether further pieces follow.
+        more: bool,
     },
     /// What the agent has seen change. The initial report ends with the first one in
     /// which `complete` is true; after that all are complete.

@@ -33,6 +33,7 @@ mod peer_disk;
 mod peers;
 mod refusals;
 mod repositories;
+mod rollback;
 mod scale;
 mod settle;
 mod trash;

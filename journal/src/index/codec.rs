@@ -1,6 +1,6 @@
 //! How values of the index are written down.
 
-use crate::model::{Agreement, Id, Kind, Xattrs};
+use crate::model::{Kind, Xattrs};
 
 pub(super) fn kind_number(kind: Kind) -> u8 {
     match kind {
@@ -39,25 +39,4 @@ pub(super) fn decode_xattrs(mut bytes: &[u8]) -> Option<Xattrs> {
         xattrs.insert(name, part()?);
     }
     bytes.is_empty().then_some(xattrs)
-}
-
-/// An agreement as bytes: number, nonce, and the predecessor's nonce if there is one.
-pub(super) fn encode_agreement(agreement: Agreement) -> Vec<u8> {
-    let mut bytes = agreement.number.to_le_bytes().to_vec();
-    bytes.extend_from_slice(&agreement.nonce.0);
-    bytes.extend(agreement.previous.iter().flat_map(|id| id.0));
-    bytes
-}
-
-pub(super) fn decode_agreement(bytes: &[u8]) -> Option<Agreement> {
-    let (number, rest) = bytes.split_first_chunk::<8>()?;
-    let (nonce, rest) = rest.split_first_chunk::<16>()?;
-    Some(Agreement {
-        number: u64::from_le_bytes(*number),
-        nonce: Id(*nonce),
-        previous: match rest.len() {
-            0 => None,
-            _ => Some(Id(rest.try_into().ok()?)),
-        },
-    })
 }

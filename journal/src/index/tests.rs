@@ -1,5 +1,8 @@
+use std::collections::BTreeSet;
+
 use super::*;
-use crate::model::Id;
+use crate::Marked;
+use crate::model::{Agreement, Id};
 
 fn path(text: &str) -> RelPath {
     RelPath::new(text).unwrap()
@@ -77,14 +80,20 @@ fn another_tree_begins_another_epoch() {
         nonce: Id([1; 16]),
         previous: Some(Id([2; 16])),
     };
-    index.set_agreement(agreement).unwrap();
-    assert_eq!(index.agreement().unwrap(), Some(agreement));
+    let mount = Id([9; 16]);
+    let none = BTreeSet::new();
+    index.agree(mount, &agreement, Id([8; 16]), &none).unwrap();
+    let last = |index: &PeerIndex| index.last_agreement(mount).unwrap();
+    assert_eq!(last(&index).map(|last| last.agreement), Some(agreement));
     let epoch = index.epoch();
     drop(index);
-    let index = PeerIndex::open(dir.path(), b"other").unwrap();
+    let mut index = PeerIndex::open(dir.path(), b"other").unwrap();
     assert_ne!(index.epoch(), epoch);
     assert_eq!((index.rev(), index.count().unwrap()), (0, 0));
-    assert_eq!(index.agreement().unwrap(), None);
+    // Whether the tree has gone through it is told by its own mark.
+    assert_eq!(last(&index).map(|last| last.agreement), Some(agreement));
+    assert_eq!(index.take_mark(mount, None).unwrap(), Marked::Missing);
+    assert_eq!(last(&index), None);
 }
 
 #[test]

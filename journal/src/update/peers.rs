@@ -1,11 +1,11 @@
 //! Writing what is known of the peers.
 
 use super::Update;
+use crate::chain::Marked;
 use crate::codec::{encode, encode_option, millis};
-use crate::view::below;
 use crate::{
-    Agreement, BaseChange, Conflict, ContentHash, Entry, Epoch, Error, NodeId, PeerId, Proposal,
-    RelPath, ReplicaId, Timestamp,
+    Agreement, BaseChange, Conflict, ContentHash, Entry, Epoch, Error, PeerId, Proposal, RelPath,
+    ReplicaId, Timestamp,
 };
 
 /// How many meanings of Git indexes are kept: each takes about a hundred bytes, and a
@@ -52,13 +52,12 @@ impl Update<'_> {
         self.on_peer(peer, "DELETE FROM peer WHERE id = ?1", [peer.0])?;
         self.withdraw(peer)?;
         for sql in [
-            "DELETE FROM base WHERE peer = ?1",
             "DELETE FROM remote WHERE peer = ?1",
             "DELETE FROM conflict WHERE peer = ?1",
         ] {
             self.execute(sql, [peer.0])?;
         }
-        Ok(())
+        self.chain_of(peer).clear()
     }
 
     /// Forgets base, cursor, agreement, proposal and what was seen: the next contact
@@ -72,99 +71,85 @@ impl Update<'_> {
         )?;
         self.withdraw(peer)?;
         self.clear_observations(peer)?;
-        self.execute("DELETE FROM base WHERE peer = ?1", [peer.0])?;
-        Ok(())
+        self.chain_of(peer).clear()
     }
 
-    /// Changes a base, step by step in their order; but moves that follow each other
-    /// happen at once. Each starts from where the base had it before all of them, so that
-    /// two directories can change places with everything below them.
+    /// Changes a base as the steps say, without an agreement. See [`Self::accept`].
     pub fn apply_base(&self, peer: PeerId, changes: &[BaseChange]) -> Result<(), Error> {
         self.known(peer)?;
-        let is_move = |change: &BaseChange| matches!(change, BaseChange::Move { .. });
-        for run in changes.chunk_by(|a, b| is_move(a) && is_move(b)) {
-            self.apply_base_run(peer, run)?;
-        }
-        Ok(())
+        self.chain_of(peer).change(changes, None)
     }
 
-    fn apply_base_run(&self, peer: PeerId, run: &[BaseChange]) -> Result<(), Error> {
-        let mut moves = Vec::new();
-        for change in run {
-            match change {
-                BaseChange::Move { from, to } if from == to => {}
-                BaseChange::Move { from, to } if to.starts_with(from) => {
-                    return Err(Error::MoveIntoItself {
-                        from: from.clone(),
-                        to: to.clone(),
-                    });
-                }
-                BaseChange::Move { from, to } => moves.push((from, to)),
-                BaseChange::Put { path, node, entry } => {
-                    self.put_base(peer, path, *node, entry)?;
-                }
-                BaseChange::Remove { path } => {
-                    self.execute(
-                        "DELETE FROM base WHERE peer = ?1 AND path = ?2",
-                        (peer.0, path.as_bytes()),
-                    )?;
-                }
+    /// Goes back to an earlier agreement with a peer, with its base, and forgets what was
+    /// seen of the peer: everything is compared, on the grounds of that base. False if the
+    /// base of that agreement is not known here; then nothing happens.
+    pub fn rejoin(&self, peer: PeerId, at: &Agreement) -> Result<bool, Error> {
+        self.known(peer)?;
+        if !self.chain_of(peer).rewind(at)? {
+            return Ok(false);
+        }
+        self.compare_all(peer, Some(at))?;
+        Ok(true)
+    }
+
+    /// Makes room for a base that comes from the peer.
+    pub fn begin_base(&self, peer: PeerId) -> Result<(), Error> {
+        self.reset_base(peer)
+    }
+
+    /// Puts rows of a base that comes from the peer.
+    pub fn fill_base(&self, peer: PeerId, rows: &[(RelPath, Entry)]) -> Result<(), Error> {
+        self.chain_of(peer).fill(rows)
+    }
+
+    /// The base that came from the peer is complete, and is that of an agreement.
+    pub fn end_base(&self, peer: PeerId, at: &Agreement) -> Result<(), Error> {
+        self.chain_of(peer).restart(at, Timestamp::now())?;
+        self.compare_all(peer, Some(at))
+    }
+
+    /// Takes up what the tree says was agreed on last with a peer.
+    pub fn take_mark(&self, peer: PeerId, mark: Option<&Agreement>) -> Result<Marked, Error> {
+        self.known(peer)?;
+        let chain = self.chain_of(peer);
+        let found = chain.take_mark(mark, Timestamp::now())?;
+        match found {
+            Marked::Last => {}
+            Marked::Earlier => self.compare_all(peer, mark)?,
+            Marked::Missing => self.reset_base(peer)?,
+            Marked::Unknown => {
+                // Of a chain of another history nothing is left.
+                let based = chain.links()?.into_iter().find(|link| link.based);
+                let agreement = based.map(|link| link.agreement);
+                self.compare_all(peer, agreement.as_ref())?;
             }
         }
-        if let [(from, to)] = moves.as_slice() {
-            return self.move_base(peer, from.as_bytes(), to.as_bytes());
-        }
-        // Out of each other's way first, what lies deeper before what it lies in, to
-        // places that no path has: none starts with a slash. The other way round on
-        // arrival: what moved into a moved directory stands above what that brought along.
-        let mut parked: Vec<_> = (0..).zip(&moves).collect();
-        let place = |index: usize| format!("/{index}").into_bytes();
-        parked.sort_by_key(|(_, (from, _))| std::cmp::Reverse(from.depth()));
-        for (index, (from, _)) in &parked {
-            self.move_base(peer, from.as_bytes(), &place(*index))?;
-        }
-        parked.sort_by_key(|(_, (_, to))| to.depth());
-        for (index, (_, to)) in &parked {
-            self.move_base(peer, &place(*index), to.as_bytes())?;
-        }
-        Ok(())
+        Ok(found)
     }
 
-    fn put_base(
+    /// Forgets how to get back to agreements made before a time, or beyond so many changes
+    /// of the base or so many agreements.
+    pub fn prune_chain(
         &self,
         peer: PeerId,
-        path: &RelPath,
-        node: Option<NodeId>,
-        entry: &Entry,
+        before: Timestamp,
+        changes: u64,
+        links: u64,
     ) -> Result<(), Error> {
-        self.execute(
-            "INSERT INTO base VALUES (?1, ?2, ?3, ?4) ON CONFLICT
-             DO UPDATE SET node = excluded.node, entry = excluded.entry",
-            (
-                peer.0,
-                path.as_bytes(),
-                node.map(|NodeId(id)| id),
-                encode("an entry", entry)?,
-            ),
-        )?;
-        Ok(())
+        self.chain_of(peer).prune(before, changes, links)
     }
 
-    /// Moves what the base has at and below a path that is not the root's.
-    fn move_base(&self, peer: PeerId, from: &[u8], to: &[u8]) -> Result<(), Error> {
-        let (first, end) = below(from);
-        // Where the rest of a path starts, counted from 1: its slash, or after it if
-        // nothing comes before.
-        let rest = from.len() + if to.is_empty() { 2 } else { 1 };
-        let rest = i64::try_from(rest).unwrap_or(i64::MAX);
-        // What the base still has at the new place is gone: the move replaced it.
-        // `||` gives text; the cast makes it bytes again without looking at them.
-        self.execute(
-            "UPDATE OR REPLACE base SET path = CAST(?3 || substr(path, ?4) AS BLOB)
-             WHERE peer = ?1 AND (path = ?2 OR (path >= ?5 AND path < ?6))",
-            (peer.0, from, to, rest, first, end),
-        )?;
-        Ok(())
+    /// Nothing is known to be the same on both sides, but for what the base of `at` says.
+    fn compare_all(&self, peer: PeerId, at: Option<&Agreement>) -> Result<(), Error> {
+        self.withdraw(peer)?;
+        self.clear_observations(peer)?;
+        self.set_agreement(peer, at)?;
+        self.on_peer(
+            peer,
+            "UPDATE peer SET cursor = 0, durable = 0, seen_epoch = NULL, seen_rev = NULL
+             WHERE id = ?1",
+            [peer.0],
+        )
     }
 
     /// Stores what the peer was seen to have at a path; none: nothing.
@@ -235,8 +220,7 @@ impl Update<'_> {
         )
     }
 
-    /// Says which agreement both sides hold.
-    pub fn set_agreement(&self, peer: PeerId, agreement: Option<&Agreement>) -> Result<(), Error> {
+    fn set_agreement(&self, peer: PeerId, agreement: Option<&Agreement>) -> Result<(), Error> {
         self.on_peer(
             peer,
             "UPDATE peer SET agreement = ?2 WHERE id = ?1",
@@ -275,7 +259,9 @@ impl Update<'_> {
         let Some(proposal) = self.proposal(peer)? else {
             return Err(Error::NothingProposed(peer));
         };
-        self.apply_base(peer, &proposal.changes)?;
+        let chain = self.chain_of(peer);
+        chain.change(&proposal.changes, Some(&proposal.agreement))?;
+        chain.agree(&proposal.agreement, Timestamp::now())?;
         self.set_cursor(peer, proposal.cursor)?;
         self.set_agreement(peer, Some(&proposal.agreement))?;
         self.withdraw(peer)?;

@@ -4,6 +4,7 @@ use rusqlite::Row;
 use serde::{Deserialize, Serialize};
 
 use super::View;
+use crate::chain::{Chain, ChainLink};
 use crate::codec;
 use crate::{
     Agreement, ContentHash, Entry, Epoch, Error, Id, NodeId, PeerId, RelPath, ReplicaId, Timestamp,
@@ -264,6 +265,30 @@ impl View {
         let mut statement = self.connection.prepare_cached(PEER)?;
         let mut rows = statement.query([Some(peer.0)])?;
         rows.next()?.map(read_peer).transpose()
+    }
+
+    /// The agreements with a peer, the newest first.
+    pub fn chain(&self, peer: PeerId) -> Result<Vec<ChainLink>, Error> {
+        self.chain_of(peer).links()
+    }
+
+    /// Whether the tree holds an agreement with a peer whose base is not known here.
+    pub fn lacks_base(&self, peer: PeerId) -> Result<bool, Error> {
+        self.chain_of(peer).lacks_base()
+    }
+
+    /// Up to `limit` rows of the base whose paths come after `after`.
+    pub fn base_page(
+        &self,
+        peer: PeerId,
+        after: Option<&RelPath>,
+        limit: u32,
+    ) -> Result<Vec<(RelPath, Entry)>, Error> {
+        self.chain_of(peer).page(after, limit)
+    }
+
+    pub(crate) fn chain_of(&self, peer: PeerId) -> Chain<'_> {
+        Chain::new(&self.connection, peer.0)
     }
 
     /// What was proposed to a peer, with its changes.

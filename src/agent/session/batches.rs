@@ -1,5 +1,7 @@
 //! Batches within a session: offered, filled, applied, synced.
 
+use mirrorfs_journal::index::Durable;
+
 use super::super::offer::{Offer, WANTS};
 use super::super::{Error, applier};
 use super::{Done, Engine, Observer};
@@ -8,7 +10,7 @@ use crate::replica;
 use crate::replica::apply::{Answer, ApplyError, Batch};
 use crate::seeded::{self, Bug};
 use crate::tree::{Agreement, ContentHash, RelPath};
-use crate::wire::message::{BatchId, Revision, ToMount};
+use crate::wire::message::{Agreed, BatchId, Op, Revision, ToMount};
 
 /// How many dropped batches are remembered.
 const DROPPED: usize = 64;
@@ -96,6 +98,32 @@ impl Engine {
         self.send(ToMount::Failed { batch, reason })
     }
 
+    /// Writes down what the agreement of a batch is to change in the base.
+    pub(super) fn agreed(&mut self, batch: BatchId, changes: Vec<Agreed>) -> Result<(), Error> {
+        let offer = self.offer.as_ref().filter(|offer| offer.batch == batch);
+        let ops = offer.map_or(&[][..], |offer| &offer.ops);
+        let mut known = Vec::with_capacity(changes.len());
+        for change in changes {
+            known.push(match change {
+                Agreed::Other(change, on) => (change, on),
+                Agreed::Step(at) => {
+                    let op = ops.get(at as usize);
+                    // The batch may have failed meanwhile; its commit will then, too.
+                    let Some(change) = op.and_then(Op::agreed) else {
+                        return Ok(());
+                    };
+                    (change, vec![at])
+                }
+            });
+        }
+        let first = self.agreed.replace(batch) != Some(batch);
+        self.observer.commit()?;
+        let (syncing, index) = (self.syncing, &mut self.observer.index);
+        Ok(index.transaction(Durable::Process, |index| {
+            index.propose(batch, first, syncing, &known)
+        })?)
+    }
+
     pub(super) fn commit(
         &mut self,
         batch: BatchId,
@@ -134,8 +162,10 @@ impl Engine {
         };
         self.check_root()?;
         self.report(false)?;
+        self.agreed = None;
         let batch = Batch {
             id: batch,
+            mount: self.mount,
             agreement,
             ops,
         };

@@ -10,10 +10,8 @@ use super::super::Error;
 use super::super::observer::COOKIE;
 use super::{Drain, Engine};
 use crate::tree::{Content, ContentHash, RelPath, git, scan};
-use crate::wire::message::{Observation, Revision, ToMount};
+use crate::wire::message::{Observation, PIECE, Revision, ToMount, row_weight};
 
-/// About how many bytes of observations go into one message.
-const REPORT: usize = 256 * 1024;
 /// How many rows are read for that at once.
 const ROWS: u32 = 512;
 /// How many problems are listed, and how many bytes of them.
@@ -27,6 +25,9 @@ impl Engine {
     /// least that there is nothing.
     pub(super) fn report(&mut self, always: bool) -> Result<(), Error> {
         self.observer.commit()?;
+        if self.joining.is_some() {
+            return Ok(());
+        }
         if always || self.observer.index.rev() != self.reported {
             self.report_rows()?;
         }
@@ -66,8 +67,8 @@ impl Engine {
                     entry: row.entry,
                     rev: row.rev,
                 };
-                let size = weight(&observation);
-                if bytes + size > REPORT && !observations.is_empty() {
+                let size = row_weight(&observation.path, observation.entry.as_ref());
+                if bytes + size > PIECE && !observations.is_empty() {
                     let rev = observation.rev - 1;
                     self.send(ToMount::Observed {
                         observations: std::mem::take(&mut observations),
@@ -195,21 +196,4 @@ impl Engine {
         }
         Ok(())
     }
-}
-
-/// About how many bytes an observation takes in a message.
-fn weight(observation: &Observation) -> usize {
-    use crate::tree::Content;
-    let entry = observation.entry.as_ref().map_or(0, |entry| {
-        let target = match &entry.content {
-            Content::Symlink { target } => target.len(),
-            _ => 0,
-        };
-        let xattrs = entry.xattrs.iter();
-        target
-            + xattrs
-                .map(|(name, value)| name.len() + value.len() + 8)
-                .sum::<usize>()
-    });
-    observation.path.as_bytes().len() + entry + 80
 }

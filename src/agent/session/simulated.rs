@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, unbounded};
 use inotify::Inotify;
 
-use super::{Done, Engine, Job, Observer, Opened, Silence};
+use super::{Done, Engine, Job, Observer, Opened, Parts, Silence};
 use crate::agent::watch::{self, Watches};
 use crate::agent::{Error, hello};
 use crate::wire::frame::{read_magic, read_message, write_magic, write_message};
@@ -52,6 +52,8 @@ impl Stepped {
             staging,
             index,
             lock,
+            mount,
+            settled,
             seen,
             ..
         } = opened;
@@ -64,7 +66,17 @@ impl Stepped {
         let observer = Observer::new(served, reserved, index, Ok(watches), looks)?;
         // The simulation itself cuts links that are silent.
         let silence = Silence::longer_than(Duration::from_secs(u32::MAX.into()));
-        let engine = Engine::new(observer, staging, lock, seen, out, done, silence);
+        let engine = Engine::new(Parts {
+            observer,
+            staging,
+            lock,
+            mount,
+            settled,
+            seen,
+            out,
+            done,
+            silence,
+        });
         Ok(Self {
             engine,
             out: to_mount,

@@ -51,7 +51,8 @@ impl Service {
         // Its task writes to the journal: it ends first.
         self.peers.remove(peer.id).await;
         let site = Arc::clone(&self.site);
-        let removed = blocking(move || site::remove_peer(&site.journal, peer.id)).await;
+        let removed =
+            blocking(move || site::remove_peer(&site.journal, &site.reserved, peer.id)).await;
         let conflicts = removed?;
         self.remember().await?;
         Ok(Response::PeerRemoved { conflicts })

@@ -23,17 +23,15 @@ mod tests;
 use mirrorfs_journal::index::{Durable, IndexError, PeerIndex};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Reserved, Root, Staging};
+use super::{Error, Marks, Reserved, Root, Staging};
 use crate::seeded::{self, Bug};
-use crate::tree::{Agreement, RelPath};
+use crate::tree::{Agreement, RelPath, ReplicaId};
 use crate::wire::message::{BatchId, Divergence, Op};
 pub use prepare::path_of;
 use record::Record;
 
 /// The file in `.mirrorfs` that exists while names are being moved.
 const MARKER: &str = "applying";
-/// The file in `.mirrorfs` that names the last agreement of the tree itself.
-pub(crate) const AGREEMENT: &str = "agreement";
 /// How many directories are synced one by one before the whole filesystem is.
 const SYNCED_SINGLY: usize = 16;
 
@@ -66,7 +64,10 @@ pub enum ApplyError {
 pub struct Batch {
     /// Its identity.
     pub id: BatchId,
-    /// What both sides hold when it has been applied.
+    /// The mounted side that it comes from.
+    pub mount: ReplicaId,
+    /// What both sides hold when it has been applied. What that changes in the base has
+    /// been written down ([`PeerIndex::propose`]).
     pub agreement: Agreement,
     /// The steps.
     pub ops: Vec<Op>,
@@ -159,7 +160,7 @@ impl Applier<'_> {
         };
         let interrupted = |error| ApplyError::Interrupted(Box::new(error));
         if seeded::has(Bug::MarkerLeads) {
-            self.mark(record.agreement)?;
+            self.mark([(record.mount, record.agreement)])?;
         }
         // A commit that failed may be found to have succeeded once the index is opened
         // again: all that is missing may be the answer of the disk. So nothing is taken
@@ -213,20 +214,19 @@ impl Applier<'_> {
     /// To be called once the outcome of the last batch has been synced: the tree is
     /// marked with the agreement and the redo record goes.
     pub fn synced(&mut self) -> Result<(), ApplyError> {
-        if let Some(agreement) = self.index.agreement()? {
-            self.mark(agreement)?;
-        }
+        self.mark(self.index.last_agreements()?)?;
         self.index
             .transaction(Durable::PowerLoss, |index| index.clear_redo())?;
         Ok(())
     }
 
-    /// Marks the tree with the agreement that it holds.
-    fn mark(&self, agreement: Agreement) -> Result<(), ApplyError> {
-        let text = serde_json::to_vec_pretty(&AgreementFile::from(agreement))
-            .map_err(|error| ApplyError::Malformed(error.to_string()))?;
-        self.reserved.replace_file(AGREEMENT, &text)?;
-        Ok(())
+    /// Marks the tree with the agreements that it holds.
+    fn mark(
+        &self,
+        last: impl IntoIterator<Item = (ReplicaId, Agreement)>,
+    ) -> Result<(), ApplyError> {
+        let last = last.into_iter().map(|(mount, last)| (mount, Some(last)));
+        Ok(Marks::write(self.reserved, last)?)
     }
 
     fn complete(&mut self, record: Record, resumed: bool) -> Result<Outcome, ApplyError> {
@@ -235,39 +235,4 @@ impl Applier<'_> {
         self.reserved.remove_file(MARKER)?;
         Ok(outcome)
     }
-}
-
-/// How an agreement is written into the tree, for people to read.
-#[derive(Serialize, Deserialize)]
-struct AgreementFile {
-    number: u64,
-    nonce: String,
-    previous: Option<String>,
-}
-
-impl From<Agreement> for AgreementFile {
-    fn from(agreement: Agreement) -> Self {
-        Self {
-            number: agreement.number,
-            nonce: agreement.nonce.to_string(),
-            previous: agreement.previous.map(|id| id.to_string()),
-        }
-    }
-}
-
-/// The agreement that the tree itself says it holds. A file that cannot be read says
-/// nothing.
-pub fn marked_agreement(reserved: &Reserved) -> Result<Option<Agreement>, Error> {
-    use crate::tree::Id;
-    let Some(text) = reserved.read_file(AGREEMENT)? else {
-        return Ok(None);
-    };
-    let Ok(file) = serde_json::from_slice::<AgreementFile>(&text) else {
-        return Ok(None);
-    };
-    Ok(Id::parse(&file.nonce).map(|nonce| Agreement {
-        number: file.number,
-        nonce,
-        previous: file.previous.as_deref().and_then(Id::parse),
-    }))
 }

@@ -41,6 +41,7 @@ impl Applier<'_> {
         }
         Ok(Record {
             batch: batch.id,
+            mount: batch.mount,
             agreement: batch.agreement,
             stamp: keep::stamp(crate::clock::wall()),
             steps,

@@ -4,13 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::ApplyError;
 use crate::replica::StagedName;
-use crate::tree::{Agreement, Timestamp};
+use crate::tree::{Agreement, ReplicaId, Timestamp};
 use crate::wire::message::{BatchId, Op};
 
 /// A batch with the inodes it moves.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) batch: BatchId,
+    pub(super) mount: ReplicaId,
     pub(super) agreement: Agreement,
     /// When it was prepared, as the trash names it.
     pub(super) stamp: String,
@@ -71,6 +72,9 @@ impl Record {
 
 /// The kernel's name for this life of the machine.
 pub(super) fn boot_id() -> Option<[u8; BOOT_LEN]> {
-    let text = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
-    text.first_chunk().copied()
+    mirrorfs_journal::boot_id()
+        .ok()?
+        .as_bytes()
+        .first_chunk()
+        .copied()
 }

@@ -30,6 +30,7 @@ impl Applier<'_> {
             diverged,
         };
         let bytes = postcard::to_stdvec(&answer).map_err(ApplyError::Record)?;
+        let left_out: BTreeSet<u32> = answer.diverged.iter().map(|step| step.op).collect();
         let moved = record.encode_moved()?;
         let root = self.root;
         let unsynced = Unsynced {
@@ -52,7 +53,7 @@ impl Applier<'_> {
                         recheck.extend(path);
                     }
                 }
-                index.set_agreement(record.agreement)?;
+                index.agree(record.mount, &record.agreement, record.batch, &left_out)?;
                 index.set_applied(&bytes)?;
                 index.set_redo(&moved)?;
                 Ok(())

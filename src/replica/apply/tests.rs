@@ -82,6 +82,7 @@ impl World {
             }
             applier.apply(Batch {
                 id: BATCH,
+                mount: MOUNT,
                 agreement: agreement(1),
                 ops: ops.to_vec(),
             })
@@ -181,6 +182,8 @@ const CONTENTS: [&str; 6] = [
 fn path(at: &str) -> RelPath {
     RelPath::new(at).unwrap()
 }
+
+const MOUNT: ReplicaId = crate::tree::Id([5; 16]);
 
 fn agreement(number: u64) -> Agreement {
     Agreement {
@@ -369,7 +372,12 @@ fn check_after_everything(world: &World, context: &str) {
     assert!(!world.path(".mirrorfs/applying").exists(), "{context}");
     world.with(None, |applier| {
         let index = &applier.index;
-        assert_eq!(index.agreement().unwrap(), Some(agreement(1)), "{context}");
+        let last = index.last_agreement(MOUNT).unwrap();
+        assert_eq!(
+            last.map(|last| last.agreement),
+            Some(agreement(1)),
+            "{context}"
+        );
         for (at, shown) in afterwards() {
             let row = index.row(&path(&at)).unwrap();
             // What was only moved was never observed here, and is known by nobody.
@@ -415,7 +423,7 @@ fn carries_out_every_kind_of_step() {
         applier.synced().unwrap();
         assert!(applier.index.redo().unwrap().is_none());
         assert_eq!(
-            marked_agreement(applier.reserved).unwrap(),
+            Marks::of(applier.reserved).unwrap().with(MOUNT),
             Some(agreement(1))
         );
     });

@@ -65,6 +65,7 @@ impl World {
             diverged: Vec::new(),
             epoch: Epoch(1),
             whole: true,
+            settled: true,
         }
     }
 

@@ -111,11 +111,13 @@ fn what_a_forgotten_round_did_not_settle_is_looked_at_again() {
                 diverged: diverged.to_vec(),
                 epoch: Epoch(1),
                 whole: false,
+                settled: true,
             };
             Ok((peer, hello))
         })
         .unwrap();
-    assert_eq!(meet(&journal, peer, &hello).unwrap(), 20);
+    let standing = meet(&journal, peer, &hello).unwrap();
+    assert_eq!(standing.map(|standing| standing.cursor), Some(20));
     let snapshot = journal.snapshot().unwrap();
     let base = |at: &str| {
         snapshot

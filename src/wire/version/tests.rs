@@ -154,6 +154,7 @@ fn an_agents_hello_may_grow() {
         diverged: Vec::new(),
         epoch: Epoch(7),
         whole: true,
+        settled: true,
     };
     let mut plain = encoded(&ToMount::Hello(hello.clone()));
     assert_eq!(agent_says(&plain).unwrap(), ToMount::Hello(hello.clone()));
