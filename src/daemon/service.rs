@@ -109,7 +109,15 @@ impl Service {
             Ok(recorded) => {
                 let (n, unsettled) = recorded?;
                 let left = deadline.saturating_duration_since(Instant::now());
-                (n, peers.flush(only, n, left).await, unsettled)
+                let mut outcomes = peers.flush(only, n, left).await;
+                // What one of them has brought in was made before this was asked for, and
+                // the others are to have it as well.
+                let now = recorder.last();
+                if only.is_none() && outcomes.len() > 1 && now > n {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    outcomes = peers.flush(only, now, left).await;
+                }
+                (n, outcomes, unsettled)
             }
             Err(_) => {
                 let all = peers.statuses();
