@@ -7,7 +7,7 @@
 
 mod rows;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use crate::{Attr, Change, Error, Ino, Kind, NodeId, Origin, codec};
 
@@ -369,34 +369,29 @@ impl Apply<'_> {
         content: bool,
         range: Option<(u64, u64)>,
     ) -> Result<(), Error> {
-        let node: Option<i64> = self
-            .connection
-            .prepare_cached(
-                "UPDATE node SET mode = ?2, uid = ?3, gid = ?4, size = ?5, mtime = ?6,
-                 mtime_nanos = ?7, ctime = ?8, ctime_nanos = ?9, changed_n = ?10,
-                 content_n = iif(?11, ?10, content_n) WHERE ino = ?1 RETURNING id",
-            )?
-            .query_row(
-                (
-                    ino.0.cast_signed(),
-                    attr.mode,
-                    attr.uid,
-                    attr.gid,
-                    attr.size.cast_signed(),
-                    attr.mtime.secs,
-                    attr.mtime.nanos,
-                    attr.ctime.secs,
-                    attr.ctime.nanos,
-                    self.n.cast_signed(),
-                    content,
-                ),
-                |row| row.get(0),
-            )
-            .optional()?;
-        match node {
-            Some(node) => self.log(code, node, range, None),
-            None => Ok(()),
-        }
+        // Not `UPDATE ... RETURNING`: that keeps its rows in a table of its own.
+        let Some(node) = self.node_of(ino)? else {
+            return Ok(());
+        };
+        self.run(
+            "UPDATE node SET mode = ?2, uid = ?3, gid = ?4, size = ?5, mtime = ?6,
+             mtime_nanos = ?7, ctime = ?8, ctime_nanos = ?9, changed_n = ?10,
+             content_n = iif(?11, ?10, content_n) WHERE id = ?1",
+            (
+                node,
+                attr.mode,
+                attr.uid,
+                attr.gid,
+                attr.size.cast_signed(),
+                attr.mtime.secs,
+                attr.mtime.nanos,
+                attr.ctime.secs,
+                attr.ctime.nanos,
+                self.n.cast_signed(),
+                content,
+            ),
+        )?;
+        self.log(code, node, range, None)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::Error;
@@ -230,6 +231,9 @@ pub(crate) fn connect(path: &Path, purpose: Use) -> Result<Connection, Error> {
     }
     let connection = Connection::open_with_flags(path, flags)?;
     connection.set_prepared_statement_cache_capacity(128);
+    // Or statements whose plan might depend on a value are planned anew with each value:
+    // two fifths of what the writer did. There are no statistics to plan by.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     // The writer waits for a TRUNCATE checkpoint in progress; a checkpoint gives way
     // at once, and readers of a WAL database wait only while it is being recovered.
     connection.busy_timeout(match purpose {

@@ -126,21 +126,24 @@ impl Apply<'_> {
     /// Gives a node a name. A repair before it may have removed the directory or the
     /// node itself; then nothing may be left hanging.
     pub(super) fn set_entry(&self, place: Place<'_>, node: i64) -> Result<(), Error> {
-        let placed = self
-            .connection
-            .prepare_cached(
-                "INSERT OR REPLACE INTO entry SELECT ?1, ?2, ?3
-                 WHERE EXISTS (SELECT 1 FROM node WHERE id = ?1)
-                 AND EXISTS (SELECT 1 FROM node WHERE id = ?3)",
-            )?
-            .execute((place.parent, place.name, node))?;
-        if placed == 0 {
+        if !self.exists(place.parent)? || !self.exists(node)? {
             self.misfit("a name belonged into a directory that had to be removed")?;
             if !self.is_named(node)? {
                 self.remove_node(node)?;
             }
+            return Ok(());
         }
-        Ok(())
+        self.run(
+            "INSERT OR REPLACE INTO entry VALUES (?1, ?2, ?3)",
+            (place.parent, place.name, node),
+        )
+    }
+
+    fn exists(&self, node: i64) -> Result<bool, Error> {
+        Ok(self
+            .connection
+            .prepare_cached("SELECT 1 FROM node WHERE id = ?1")?
+            .exists([node])?)
     }
 
     pub(super) fn delete_entry(&self, place: Place<'_>) -> Result<(), Error> {
