@@ -339,7 +339,12 @@ fn a_file_rewritten_while_it_is_sent_shows_only_whole_versions() {
 fn a_file_appended_to_all_the_time_shows_its_moments() {
     let sandbox = Sandbox::new();
     sandbox.mount();
+    // So that the files do not grow with the slowness of the machine, the writer waits
+    // once it is that many bytes ahead of what the peer was last seen to show: seconds of
+    // writing, and many batches.
+    const LEAD: u64 = 2 << 20;
     let done = AtomicBool::new(false);
+    let shown = std::sync::atomic::AtomicU64::new(0);
     let line = |number: u64| format!("line {number:020}\n");
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -352,6 +357,10 @@ fn a_file_appended_to_all_the_time_shows_its_moments() {
                 // The second file never leads the first.
                 let text = line(number);
                 let at = number * text.len() as u64;
+                if at > shown.load(Ordering::Relaxed) + LEAD {
+                    std::thread::yield_now();
+                    continue;
+                }
                 first.write_all_at(text.as_bytes(), at).unwrap();
                 second.write_all_at(text.as_bytes(), at).unwrap();
                 number += 1;
@@ -370,6 +379,7 @@ fn a_file_appended_to_all_the_time_shows_its_moments() {
                 second.len() <= first.len(),
                 "the second file leads the first"
             );
+            shown.store(second.len() as u64, Ordering::Relaxed);
             moments.insert(second.len());
             moments.len() >= 20
         });
