@@ -41,7 +41,9 @@ impl Doctor {
                 (found, None) => drop(found?),
             }
         }
-        checks.extend(self.peer.as_deref().map(doctor::new_peer));
+        if let (Some(peer), Some(dir)) = (&self.peer, &self.dir) {
+            checks.push(doctor::new_peer(peer, dir));
+        }
         if self.json {
             let text = serde_json::to_string_pretty(&checks);
             print(text.or_fail(|| "cannot print what was found".into())?);

@@ -12,6 +12,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::mounts::{self, Mounts};
 use super::place;
+use super::site;
 use super::state::StateDir;
 use super::status::{self, PeerState};
 use crate::fuse;
@@ -358,17 +359,10 @@ fn known_peer(peer: &status::Peer) -> Check {
     }
 }
 
-/// Whether a peer can be reached, and how.
-pub fn new_peer(text: &str) -> Check {
+/// Whether a place can be a peer of a directory, can be reached, and how.
+pub fn new_peer(text: &str, dir: &Path) -> Check {
     const ABOUT: &str = "peer";
-    let url = std::env::current_dir()
-        .map_err(|error| Failure::new("there is no working directory").because(&error))
-        .and_then(|here| {
-            PeerUrl::parse(text)
-                .and_then(|url| url.resolved_against(&here))
-                .map_err(|error| Failure::new("cannot use the peer").because(&error))
-        });
-    match url {
+    match place::tree(dir).and_then(|tree| site::peer_at(text, &tree)) {
         Ok(url) => reached(ABOUT, &url),
         Err(failure) => Check::failed(ABOUT, &failure),
     }

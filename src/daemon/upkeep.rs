@@ -42,8 +42,8 @@ const RETENTION: Retention = Retention {
 /// How many changes go in one transaction, which holds up the journal's writer.
 const AT_ONCE: u64 = 5_000;
 
-/// How often lower is synced while it changes. What was changed within such a time before a
-/// power loss, and not synced by whoever changed it, is doubted afterwards.
+/// How often lower is synced while it changes: a power loss takes what was changed within
+/// such a time before it, and not synced by whoever changed it.
 const SECURE_EVERY: Duration = Duration::from_secs(3);
 
 /// Syncs lower and marks the tree while there are changes, until the task is dropped.

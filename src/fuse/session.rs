@@ -204,16 +204,18 @@ fn serve_rings(
 /// How the requests of a mount that is made now would come, as far as the kernel says so
 /// beforehand.
 pub fn expected_channel() -> Channel {
-    match std::fs::read_to_string(PARAMETER) {
-        Ok(value) if value.trim() == "Y" => Channel::IoUring,
-        _ => Channel::Device(not_offered()),
+    match std::fs::read_to_string(PARAMETER).as_deref().map(str::trim) {
+        Ok("Y") => Channel::IoUring,
+        Ok("N") => Channel::Device(NoRing::SwitchedOff),
+        _ => Channel::Device(NoRing::NotKnown),
     }
 }
 
+/// Why the kernel has not offered it.
 fn not_offered() -> NoRing {
-    match std::fs::read_to_string(PARAMETER) {
-        Ok(value) if value.trim() == "N" => NoRing::SwitchedOff,
-        _ => NoRing::NotKnown,
+    match expected_channel() {
+        Channel::Device(why) => why,
+        Channel::IoUring => NoRing::NotKnown,
     }
 }
 

@@ -52,6 +52,10 @@ fn it_looks_at_the_machine_and_at_a_tree_that_is_new() {
         !sandbox.peer().exists() || names(sandbox.peer()) == 0,
         "it left something in the peer's directory"
     );
+    let inside = sandbox.tree().join("inside").into_os_string();
+    let (outcome, checks) = doctor(&sandbox, &[inside]);
+    assert_eq!(outcome.code, 1, "{outcome}");
+    assert_eq!(about(&checks, "peer").verdict, "bad", "{outcome}");
     let missing = sandbox.run([
         "doctor".as_ref(),
         sandbox.outside().join("missing").as_os_str(),
