@@ -108,6 +108,7 @@ impl Service {
         let (seq, outcomes, unsettled) = match recorded {
             Ok(recorded) => {
                 let (n, unsettled) = recorded?;
+                tracing::debug!(n, "a flush begins");
                 let left = deadline.saturating_duration_since(Instant::now());
                 let mut outcomes = peers.flush(only, n, left).await;
                 // What one of them has brought in was made before this was asked for, and

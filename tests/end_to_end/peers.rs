@@ -5,9 +5,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::first_contact::PROJECT;
 use crate::support::compare::compare;
-use crate::support::{Outcome, PROMPT, Sandbox, assert_same, eventually};
+use crate::support::process::Role;
+use crate::support::{Outcome, PROMPT, Sandbox, Server, assert_same, eventually, wait_until};
 
 fn peer_command(sandbox: &Sandbox, arguments: &[&str]) -> Outcome {
     let tree = sandbox.tree().display().to_string();
@@ -17,6 +20,40 @@ fn peer_command(sandbox: &Sandbox, arguments: &[&str]) -> Outcome {
 
 pub fn become_same(left: &Path, right: &Path) {
     eventually("both become the same", PROMPT, || compare(left, right));
+}
+
+/// "Flush returns 0 only when the other side durably has everything": also what another
+/// peer had before the call and brings in during it. The first peer's agent stands still
+/// until the flush has begun, and the link to the second is slow, so that it cannot have
+/// come there by chance.
+#[test]
+fn a_flush_covers_what_another_peer_brings_in_meanwhile() {
+    let mut sandbox = Sandbox::new();
+    let server = Server::start(&mut sandbox);
+    sandbox.set("MIRRORFS_LOG", "debug");
+    let second = sandbox.outside().join("second");
+    fs::create_dir(&second).unwrap();
+    sandbox.mount();
+    sandbox.flush();
+    let agent = sandbox.processes_of(Role::Agent)[0].pid;
+    let agent = Pid::from_raw(i32::try_from(agent).unwrap()).unwrap();
+    peer_command(&sandbox, &["add", &server.url(&second)]).ok();
+    sandbox.flush();
+    server.link.limit(100_000);
+    let begun = || {
+        let logs = sandbox.sh(&sandbox.state(), "cat mirrors/*/daemon.log");
+        logs.matches("a flush begins").count()
+    };
+    let before = begun();
+    kill_process(agent, Signal::STOP).unwrap();
+    sandbox.sh(&sandbox.peer(), "head -c 300000 /dev/urandom >brought");
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| sandbox.flush());
+        wait_until("the flush begins", PROMPT, || begun() > before);
+        kill_process(agent, Signal::CONT).unwrap();
+        flush.join().unwrap();
+    });
+    assert_same(&sandbox.peer(), &second);
 }
 
 /// A peer that is added to a mounted tree gets everything; what one peer brings in goes to
