@@ -339,12 +339,10 @@ fn a_file_rewritten_while_it_is_sent_shows_only_whole_versions() {
 fn a_file_appended_to_all_the_time_shows_its_moments() {
     let sandbox = Sandbox::new();
     sandbox.mount();
-    // So that the files do not grow with the slowness of the machine, the writer waits
-    // once it is that many bytes ahead of what the peer was last seen to show: seconds of
-    // writing, and many batches.
-    const LEAD: u64 = 2 << 20;
+    // The kernel hands a write over in two where it crosses from a page that is not cached
+    // whole into the next: the tree does have a moment between them.
+    const PAGE: usize = 4096;
     let done = AtomicBool::new(false);
-    let shown = std::sync::atomic::AtomicU64::new(0);
     let line = |number: u64| format!("line {number:020}\n");
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -357,15 +355,13 @@ fn a_file_appended_to_all_the_time_shows_its_moments() {
                 // The second file never leads the first.
                 let text = line(number);
                 let at = number * text.len() as u64;
-                if at > shown.load(Ordering::Relaxed) + LEAD {
-                    std::thread::yield_now();
-                    continue;
-                }
                 first.write_all_at(text.as_bytes(), at).unwrap();
                 second.write_all_at(text.as_bytes(), at).unwrap();
                 number += 1;
             }
         });
+        // Also if what follows fails: or else the writer would never end.
+        let _end = End(&done);
         let mut moments = std::collections::BTreeSet::new();
         wait_until("twenty moments have shown", PROMPT * 2, || {
             let peer = sandbox.peer();
@@ -373,21 +369,34 @@ fn a_file_appended_to_all_the_time_shows_its_moments() {
             let second = fs::read_to_string(peer.join("second")).unwrap_or_default();
             let first = fs::read_to_string(peer.join("first")).unwrap_or_default();
             for (number, text) in (0..).zip(second.split_inclusive('\n')) {
-                assert_eq!(text, line(number));
+                let whole = line(number);
+                let half = !text.ends_with('\n') && second.len().is_multiple_of(PAGE);
+                assert!(
+                    text == whole || half && whole.starts_with(text),
+                    "{text:?} in place of {whole:?}, {} bytes",
+                    second.len()
+                );
             }
             assert!(
                 second.len() <= first.len(),
                 "the second file leads the first"
             );
-            shown.store(second.len() as u64, Ordering::Relaxed);
             moments.insert(second.len());
             moments.len() >= 20
         });
-        done.store(true, Ordering::Relaxed);
     });
     sandbox.flush();
     assert_same(&sandbox.tree(), &sandbox.peer());
     sandbox.umount();
+}
+
+/// Tells a writer to end once it is dropped.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A writer that never pauses starves neither flush nor the rest of the tree.
