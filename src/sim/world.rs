@@ -441,7 +441,9 @@ impl World {
     /// Sends what the agent has said, and ends it if it has ended.
     fn agent_did(&mut self, peer: usize, ended: Result<(), agent::Error>) -> Result<(), String> {
         let there = &mut self.peers[peer];
+        let mut acknowledged = false;
         while let Some(message) = there.agent.as_mut().and_then(|agent| agent.session.sent()) {
+            acknowledged |= matches!(message, ToMount::Applied { .. });
             there.answered(&message);
         }
         let Err(error) = ended else { return Ok(()) };
@@ -454,6 +456,11 @@ impl World {
         }
         if let Some(agent) = there.agent.take() {
             jobs::forget(agent.owner);
+        }
+        if cut && acknowledged {
+            return Err(format!(
+                "{peer} acknowledged a batch before it was applied: it was cut off amid it"
+            ));
         }
         if cut {
             self.note(&format!("{peer} was killed amid a batch"));

@@ -522,14 +522,14 @@ fn what_the_user_changed_diverges_and_the_rest_goes_on() {
     world.file("made", "in the way");
     world.file("swap1", "edited");
     world.file("link", "taken");
-    world.file("empty/ignored", "i");
+    world.file("empty/new", "n");
     world.file("meta", "edited");
     fs::remove_file(world.path("over")).unwrap();
     symlink("nowhere", world.path("over")).unwrap();
     let outcome = world.apply(&ops);
     let diverged: Vec<u32> = outcome.diverged.iter().map(|d| d.op).collect();
     // Parking and placing swap1, what depends on either, and each step of its own.
-    assert_eq!(diverged, [2, 6, 7, 12, 13, 14, 15, 16, 17, 23, 24, 25]);
+    assert_eq!(diverged, [2, 6, 7, 12, 13, 14, 15, 16, 17, 23, 24, 25, 28]);
     let shown = world.show();
     for (path, content) in [
         ("edit", "the user's"),
@@ -539,7 +539,7 @@ fn what_the_user_changed_diverges_and_the_rest_goes_on() {
         ("swap2", "two"),
         ("link", "taken"),
         ("over", "-> nowhere"),
-        ("empty/ignored", "i"),
+        ("empty/new", "n"),
         ("meta", "edited"),
         ("to/elsewhere/x", "moved and edited"),
     ] {
@@ -697,6 +697,39 @@ fn nothing_is_replaced_under_a_writer() {
         fs::read_to_string(world.path("edit")).unwrap(),
         "old and more"
     );
+}
+
+/// A directory in which the peer's user has just made something is not gone: taking it for
+/// gone, the other side would never be able to take in what is in it.
+#[test]
+fn a_directory_that_is_filled_as_it_is_removed_diverges() {
+    let world = World::new();
+    let dirs = ["gets-file", "gets-empty", "gets-fifo", "gets-deep-fifo"];
+    for dir in dirs {
+        fs::create_dir(world.path(dir)).unwrap();
+    }
+    let ops = dirs.map(|dir| Op::RemoveDir { path: path(dir) });
+    let fifo = |at: &str| {
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            world.path(at),
+            rustix::fs::FileType::Fifo,
+            mode,
+            0,
+        )
+        .unwrap();
+    };
+    fs::write(world.path("gets-file/new"), "new").unwrap();
+    fs::create_dir(world.path("gets-empty/dir")).unwrap();
+    fifo("gets-fifo/pipe");
+    fs::create_dir(world.path("gets-deep-fifo/dir")).unwrap();
+    fifo("gets-deep-fifo/dir/pipe");
+    let outcome = world.apply(&ops);
+    let diverged: Vec<u32> = outcome.diverged.iter().map(|found| found.op).collect();
+    assert_eq!(diverged, [0, 1], "{:?}", outcome.diverged);
+    assert!(world.path("gets-file/new").exists());
+    assert!(world.path("gets-fifo/pipe").exists());
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! The steps that make, replace, remove and change single names.
 
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use mirrorfs_journal::index::Fingerprint;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::super::record::Staged;
@@ -12,7 +15,7 @@ use crate::replica::beneath::{Place, exchange, rename_new};
 use crate::replica::look::{Look, Seen, fingerprint, is_expected, is_open_for_writing, look};
 use crate::replica::meta;
 use crate::seeded::{self, Bug};
-use crate::tree::{Content, Entry, RelPath, scan};
+use crate::tree::{Content, Entry, Kind, RelPath, scan};
 
 impl Run<'_, '_> {
     /// A name that did not exist: a file, a link or a directory.
@@ -304,7 +307,13 @@ impl Run<'_, '_> {
         self.applier.point()?;
         match rustix::fs::unlinkat(&parent, place.os_name(), rustix::fs::AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(gone),
-            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(Change::None),
+            // What stays on this side is no reason to keep a directory in the mirror, and
+            // is not deleted either. Anything else came after the step was decided on: the
+            // other side must not take the directory for gone.
+            Err(Errno::NOTEMPTY | Errno::EXIST) if !holds_mirrored(&parent, place.os_name())? => {
+                Ok(Change::None)
+            }
+            Err(Errno::NOTEMPTY | Errno::EXIST) => diverged("something was made in it meanwhile"),
             Err(Errno::NOTDIR) => diverged("it is no directory any more"),
             Err(error) => Err(error.into()),
         }
@@ -409,4 +418,29 @@ impl Run<'_, '_> {
             Look::Changing => diverged("it is being written"),
         }
     }
+}
+
+/// Whether something that is mirrored lies in a directory that is not empty: a file, a
+/// link, or a directory like it or with nothing in it.
+fn holds_mirrored(parent: &OwnedFd, name: &OsStr) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    let names = scan::names(dir.as_fd())?;
+    if names.is_empty() {
+        return Ok(true);
+    }
+    for name in &names {
+        let mirrored = match scan::stat_at(dir.as_fd(), name)? {
+            None => false,
+            Some(stat) => match scan::kind_of(&stat) {
+                Kind::Special => false,
+                Kind::Directory => holds_mirrored(&dir, OsStr::from_bytes(name))?,
+                Kind::File | Kind::Symlink => true,
+            },
+        };
+        if mirrored {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
