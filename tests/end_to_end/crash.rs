@@ -366,14 +366,19 @@ fn recover_finishes_on_the_peer_alone_what_was_cut_off() {
             agents = sandbox.processes_of(Role::Agent);
             !agents.is_empty()
         });
+        // The daemon first: it would start another agent.
+        let mut victims = sandbox.processes_of(Role::Daemon);
+        victims.extend(agents);
         let deadline = std::time::Instant::now() + PROMPT;
         while !sandbox.peer().join("d").exists() && std::time::Instant::now() < deadline {
             std::hint::spin_loop();
         }
-        for agent in &agents {
-            agent.kill();
+        for victim in &victims {
+            victim.kill();
         }
-        sandbox.kill_daemon();
+        wait_until("both are gone", PROMPT, || {
+            victims.iter().all(|victim| !victim.alive())
+        });
         sandbox
     })
     .take(20)

@@ -35,12 +35,16 @@ impl Process {
         }
     }
 
-    /// Whether it still runs. A zombie does not.
+    /// Whether any thread of it still runs: until the last one has ended it holds its
+    /// locks, also when the first one is a zombie already.
     pub fn alive(&self) -> bool {
-        std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| {
-            stat.rsplit(')')
-                .next()
-                .is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X']))
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid));
+        threads.into_iter().flatten().flatten().any(|thread| {
+            std::fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| {
+                stat.rsplit(')')
+                    .next()
+                    .is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X']))
+            })
         })
     }
 }
