@@ -13,7 +13,6 @@ mod sshd;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -428,63 +427,6 @@ fn an_agent_that_ends_with_its_input_ends_the_server_too() {
         assert_eq!(server.connections(), 1);
         drop(link);
         wait_for(|| server.connections() == 0);
-    }
-}
-
-#[test]
-fn a_peer_without_mirrorfs_gets_it() {
-    // `cksum` of the upload, its size and a run are checked there; the second
-    // connection finds it, and a damaged one is replaced.
-    for choice in TRANSPORTS {
-        let server = Sshd::start();
-        let mut options = options(&server, choice);
-        options.agent = None;
-        options.program = server.script(
-            "program",
-            &format!(
-                "[ \"$1\" = --version ] && exit 0\nexec cat\n{}",
-                "# filler\n".repeat(100_000)
-            ),
-        );
-        says(&mut opened(&server, &options), "first");
-        let dir = server.home().join(".local/share/mirrorfs/agent");
-        let installed: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap()).collect();
-        let [installed] = installed.as_slice() else {
-            panic!("{installed:?}");
-        };
-        let name = installed.file_name().into_string().unwrap();
-        let hash = blake3::hash(&fs::read(&options.program).unwrap());
-        assert_eq!(
-            name,
-            format!(
-                "mirrorfs-{}-{}",
-                env!("CARGO_PKG_VERSION"),
-                &hash.to_hex()[..16]
-            )
-        );
-        let inode = fs::metadata(installed.path()).unwrap().ino();
-        says(&mut opened(&server, &options), "second");
-        assert_eq!(fs::metadata(installed.path()).unwrap().ino(), inode);
-        fs::write(installed.path(), "#!/bin/sh\n").unwrap();
-        says(&mut opened(&server, &options), "third");
-        assert_eq!(
-            fs::read(installed.path()).unwrap(),
-            fs::read(&options.program).unwrap()
-        );
-    }
-}
-
-#[test]
-fn a_program_that_does_not_run_on_the_peer_is_not_installed() {
-    let server = Sshd::start();
-    for choice in TRANSPORTS {
-        let mut options = options(&server, choice);
-        options.agent = None;
-        options.program = server.script("broken", "echo 'libfoo.so: wrong version' >&2; exit 1");
-        let error = refused(&server, &options);
-        assert!(matches!(error, ConnectError::Install { .. }), "{error}");
-        let dir = server.home().join(".local/share/mirrorfs/agent");
-        wait_for(|| fs::read_dir(&dir).unwrap().next().is_none());
     }
 }
 

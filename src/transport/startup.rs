@@ -12,6 +12,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use super::{ConnectError, ConnectOptions, Deadline};
 use crate::wire::frame::printable;
 
@@ -38,23 +40,38 @@ const SCRIPT: &str = concat!(
     r#"if command -v "$p" >/dev/null 2>&1; then run "$p"; fi; done; "#,
     r#"say "missing $(uname -sm)"; "#,
     r#"read -r name size sum || exit 127; "#,
-    r#"d=$HOME/.local/share/mirrorfs/agent; f=$d/$name; "#,
-    r#"if [ -x "$f" ] && [ "$(($(wc -c <"$f")))" = "$size" ]; then run "$f"; fi; "#,
+    r#"d=$HOME/.local/share/mirrorfs/agent; f=$d/$name; t=; "#,
     r#"fail() { say "failed $1"; exit 1; }; "#,
-    r#"mkdir -p "$d" || fail "the directory cannot be made"; "#,
-    r#"t=$d/.$name.$$; trap "rm -f \"\$t\"" EXIT; "#,
-    r#": >"$t" || fail "the directory cannot be written to"; "#,
+    // SHA-256 of a file, by whichever program can tell.
+    r#"digest() { if command -v sha256sum >/dev/null; then sha256sum; elif command -v shasum >/dev/null; then shasum -a 256; elif command -v openssl >/dev/null; then openssl dgst -sha256 -r; fi <"$1" 2>/dev/null | cut -d ' ' -f 1; }; "#,
+    // What bears the name of an agent of ours, is a file of this user's, and is run by
+    // nobody. What cannot be looked at counts as not running: Linux lets it run on.
+    r#"ours() { [ -f "$1" ] && [ ! -L "$1" ] && [ -O "$1" ]; }; "#,
+    r#"runs() { for p in /proc/[0-9]*/exe; do if [ "$p" -ef "$1" ]; then return 0; fi; done; return 1; }; "#,
+    r#"tidy() { set +f; for o in "$d"/mirrorfs-*-????????????????; do "#,
+    r#"case ${o##*-} in *[!0-9a-f]*) continue;; esac; "#,
+    r#"if [ "$o" != "$f" ] && ours "$o" && ! runs "$o"; then rm -f "$o"; fi; done; "#,
+    // What an upload that was killed has left; one that is under way has just been written to.
+    r#"find "$d" -name '.mirrorfs-*' -type f -mmin +60 -exec rm -f {} + 2>/dev/null; set -f; }; "#,
+    r#"start() { tidy; run "$f"; }; "#,
+    r#"if [ -e "$f" ] || [ -L "$f" ]; then ours "$f" || fail "$f is not a file of mirrorfs: move it away"; "#,
+    r#"if [ -x "$f" ] && [ "$(digest "$f")" = "$sum" ]; then start; fi; fi; "#,
+    r#"(umask 077; mkdir -p "$d") || fail "the directory cannot be made"; "#,
+    r#"[ -n "$(digest /dev/null)" ] || fail "there is none of sha256sum, shasum and openssl to verify it with"; "#,
+    // Also where the connection ends amid the upload: then the next line cannot be said.
+    r#"trap 'rm -f "$t"' EXIT; trap 'exit 1' HUP INT PIPE TERM; "#,
+    r#"t=$(mktemp "$d/.$name.XXXXXX") || fail "the directory cannot be written to"; "#,
     r#"say send; "#,
     // The whole upload is read also where it cannot be stored, or both would hang.
     r#"head -c "$size" >"$t" || cat >/dev/null; "#,
-    r#"set -- $(cksum <"$t"); "#,
-    r#"[ "$2" = "$size" ] || fail "$2 of $size bytes were stored"; "#,
-    r#"[ "$1" = "$sum" ] || fail "the upload was damaged on the way"; "#,
+    r#"n=$(($(wc -c <"$t"))); "#,
+    r#"[ "$n" = "$size" ] || fail "$n of $size bytes were stored"; "#,
+    r#"[ "$(digest "$t")" = "$sum" ] || fail "the upload was damaged on the way"; "#,
     r#"chmod 700 "$t" || fail "it cannot be made executable"; "#,
     r#""$t" --version </dev/null >/dev/null || fail "the program of this machine does not run there"; "#,
     r#"sync "$t" 2>/dev/null || sync; "#,
     r#"mv "$t" "$f" || fail "it cannot be put into place"; "#,
-    r#"run "$f""#,
+    r#"start"#,
 );
 
 /// Who is being talked to, for messages.
@@ -151,6 +168,7 @@ pub(super) fn await_agent(
             detail,
         })
     };
+    let mut offered: Option<Program> = None;
     loop {
         let word = lines.next()?;
         match word.split_once(' ').unwrap_or((word.as_str(), "")) {
@@ -165,21 +183,23 @@ pub(super) fn await_agent(
                 let own = own_system();
                 if system != own {
                     return Err(missing(format!(
-                        "and it cannot be installed from here: that machine is {system:?}, this one {own:?}"
+                        "it cannot be installed from here, because this machine is {own} and that one {system}. What it needs is mirrorfs {} for {system}, as mirrorfs in the PATH of {}, or in ~/.local/bin there",
+                        env!("CARGO_PKG_VERSION"),
+                        target.user
                     )));
                 }
-                let program = Program::open(&options.program)?;
+                let program = offered.insert(Program::open(&options.program)?);
                 stream.set_write_timeout(Some(UPLOAD_STALL))?;
                 let offer = format!("{} {} {}\n", program.name, program.size, program.sum);
                 let mut output = stream;
                 output.write_all(offer.as_bytes())?;
                 lines.deadline = Deadline::after(options.timeout);
-                if lines.next()? == "send" {
+            }
+            ("send", _) if offered.is_some() => {
+                if let Some(program) = offered.take() {
                     program.send(stream)?;
-                    lines.deadline = Deadline::after(options.timeout);
-                } else {
-                    break;
                 }
+                lines.deadline = Deadline::after(options.timeout);
             }
             ("failed", detail) => {
                 return Err(Failure::Error(ConnectError::Install {
@@ -302,16 +322,14 @@ struct Program {
     /// Contains version and content hash, so that it is never mistaken for another.
     name: String,
     size: u64,
-    /// As POSIX `cksum` prints it: every peer can compute that. What it is to find is
-    /// a write that came out short or wrong; SSH protects the way there.
-    sum: u32,
+    /// SHA-256 in hexadecimal, which the peer can compute before it has mirrorfs.
+    sum: String,
 }
 
 impl Program {
     fn open(path: &Path) -> Result<Self, io::Error> {
         let mut file = File::open(path)?;
-        let mut hash = blake3::Hasher::new();
-        let mut sum = Cksum::default();
+        let mut hash = Sha256::new();
         let mut size = 0;
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -320,15 +338,18 @@ impl Program {
                 break;
             }
             hash.update(&buffer[..length]);
-            sum.update(&buffer[..length]);
             size += length as u64;
         }
-        let hash = hash.finalize().to_hex();
+        let sum: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Ok(Self {
             file,
-            name: format!("mirrorfs-{}-{}", env!("CARGO_PKG_VERSION"), &hash[..16]),
+            name: format!("mirrorfs-{}-{}", env!("CARGO_PKG_VERSION"), &sum[..16]),
             size,
-            sum: sum.finish(size),
+            sum,
         })
     }
 
@@ -346,51 +367,9 @@ impl Program {
     }
 }
 
-/// The checksum of POSIX `cksum`: CRC-32, most significant bit first, over the
-/// content and then its length.
-#[derive(Default)]
-struct Cksum(u32);
-
-impl Cksum {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut index = 0;
-        while index < 256 {
-            let mut value = (index as u32) << 24;
-            let mut bit = 0;
-            while bit < 8 {
-                value = if value & 0x8000_0000 == 0 {
-                    value << 1
-                } else {
-                    (value << 1) ^ 0x04c1_1db7
-                };
-                bit += 1;
-            }
-            table[index] = value;
-            index += 1;
-        }
-        table
-    };
-
-    fn update(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            let index = (self.0 >> 24) as u8 ^ byte;
-            self.0 = (self.0 << 8) ^ Self::TABLE[usize::from(index)];
-        }
-    }
-
-    fn finish(mut self, mut length: u64) -> u32 {
-        while length != 0 {
-            self.update(&[(length & 0xff) as u8]);
-            length >>= 8;
-        }
-        !self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::process::Command;
 
     use super::*;
 
@@ -432,26 +411,5 @@ mod tests {
         assert!(command(None, "-x").unwrap().ends_with(" agent ./-x"));
         assert!(command(None, "/a\nb").is_err());
         assert!(!command(Some("a b"), "/a").unwrap().contains('\n'));
-    }
-
-    #[test]
-    fn the_checksum_is_that_of_cksum() {
-        for length in [0_usize, 1, 255, 256, 70_000] {
-            let bytes: Vec<u8> = (0..length).map(|n| (n * 7 % 251) as u8).collect();
-            let mut sum = Cksum::default();
-            sum.update(&bytes);
-            let mut child = Command::new("cksum")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            child.stdin.take().unwrap().write_all(&bytes).unwrap();
-            let output = child.wait_with_output().unwrap();
-            let output = String::from_utf8(output.stdout).unwrap();
-            assert_eq!(
-                output.trim(),
-                format!("{} {length}", sum.finish(length as u64))
-            );
-        }
     }
 }
