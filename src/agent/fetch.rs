@@ -13,8 +13,6 @@ use crate::replica::look::fingerprint;
 use crate::tree::{Content, ContentHash, RelPath, scan};
 use crate::wire::message::ToMount;
 
-/// How much is sent at once, in bytes.
-const STRETCH: usize = 256 * 1024;
 /// How many files are open for sending.
 const OPEN: usize = 16;
 /// How many requests may wait.
@@ -61,8 +59,13 @@ impl Fetches {
         None
     }
 
-    /// The next stretch of the file whose turn it is.
-    pub(super) fn next(&mut self, root: &Root, index: &PeerIndex) -> Option<Next> {
+    /// Whether there is anything to hand out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sending.is_empty() && self.waiting.is_empty()
+    }
+
+    /// The next stretch of the file whose turn it is, of so many bytes at most.
+    pub(super) fn next(&mut self, root: &Root, index: &PeerIndex, most: usize) -> Option<Next> {
         while self.sending.len() < OPEN
             && let Some(request) = self.waiting.pop_front()
         {
@@ -77,7 +80,7 @@ impl Fetches {
             }
         }
         let mut sending = self.sending.pop_front()?;
-        match stretch(&mut sending) {
+        match stretch(&mut sending, most) {
             Ok((offset, bytes)) => {
                 let last = sending.at >= sending.print.size;
                 let message = ToMount::Fetched {
@@ -133,12 +136,12 @@ fn open(root: &Root, index: &PeerIndex, request: &Request) -> Result<Sending, St
 
 /// Reads the next stretch. The last one is given only if the file still is what it was
 /// when it was observed; the other side compares the hash as well.
-fn stretch(sending: &mut Sending) -> Result<(u64, Vec<u8>), String> {
+fn stretch(sending: &mut Sending, most: usize) -> Result<(u64, Vec<u8>), String> {
     let path = &sending.path;
     let text = |error: std::io::Error| format!("{path}: {error}");
     let offset = sending.at;
     let left = sending.print.size - offset;
-    let mut bytes = vec![0; usize::try_from(left).unwrap_or(STRETCH).min(STRETCH)];
+    let mut bytes = vec![0; usize::try_from(left).unwrap_or(most).min(most)];
     sending
         .file
         .read_exact_at(&mut bytes, offset)

@@ -35,6 +35,7 @@ use crate::replica::Staging;
 use crate::replica::look::Look;
 use crate::replica::trash::Trash;
 use crate::tree::{Agreement, RelPath, ReplicaId, Timestamp};
+use crate::wire::flow::Flow;
 use crate::wire::frame::{FrameError, read_message, write_message};
 use crate::wire::message::{BatchId, Revision, SIGN_OF_LIFE, ToAgent, ToMount};
 use rejoin::Joining;
@@ -101,6 +102,10 @@ struct Engine {
     done: Sender<Done>,
     fetches: Fetches,
     next_fetch: Option<ToMount>,
+    /// What of the fetched contents is on its way.
+    flow: Flow,
+    /// How many bytes of the contents that were sent here are done with.
+    taken: u64,
     offer: Option<Offer>,
     dropped: VecDeque<BatchId>,
     /// The batch whose names are being synced, and a commit that waits for it.
@@ -300,6 +305,8 @@ impl Engine {
             done,
             fetches: Fetches::default(),
             next_fetch: None,
+            flow: Flow::new(crate::clock::monotonic()),
+            taken: 0,
             offer: None,
             dropped: VecDeque::new(),
             syncing: None,
@@ -431,7 +438,11 @@ impl Engine {
                 hash,
                 offset,
                 bytes,
-            } => self.data(hash, offset, &bytes),
+            } => {
+                self.data(hash, offset, &bytes)?;
+                self.taken += bytes.len() as u64;
+                self.send(ToMount::Taken { bytes: self.taken })
+            }
             ToAgent::Abandon { batch } => {
                 if self
                     .offer
@@ -475,17 +486,29 @@ impl Engine {
                 }
             }
             ToAgent::Drain { token } => self.drain(token),
+            ToAgent::Taken { bytes } => {
+                let taken = self.flow.taken(crate::clock::monotonic(), bytes);
+                taken.map_err(|error| Error::Protocol(error.to_string()))
+            }
         }
     }
 
     fn prepare_fetch(&mut self) -> Result<(), Error> {
-        if self.next_fetch.is_some() {
+        if self.next_fetch.is_some() || self.fetches.is_empty() {
             return Ok(());
         }
-        let root = &self.observer.served.root;
-        let Some(Next { message, changed }) = self.fetches.next(root, &self.observer.index) else {
+        let now = crate::clock::monotonic();
+        let Some(room) = self.flow.room(now) else {
             return Ok(());
         };
+        let Observer { served, index, .. } = &self.observer;
+        let Some(Next { message, changed }) = self.fetches.next(&served.root, index, room) else {
+            return Ok(());
+        };
+        if let ToMount::Fetched { bytes, .. } = &message {
+            // They are packed by the writer only: here they count as they are.
+            self.flow.sent(now, bytes.len(), bytes.len());
+        }
         if let Some(path) = changed {
             // Whatever it is now, the other side is told before the fetch fails.
             self.observer.look(&path, false)?;

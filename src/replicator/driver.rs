@@ -27,9 +27,6 @@ use super::{Error, merge, store};
 #[cfg(test)]
 pub(crate) mod simulated;
 
-/// Bytes of content in one message.
-const STRETCH: usize = 256 * 1024;
-
 /// How many things a batch makes on the peer. What there is beyond that goes as further
 /// ones.
 const MOST: usize = 50_000;
@@ -46,7 +43,7 @@ enum Finished {
         result: Result<Vec<(RelPath, String)>, Error>,
     },
     Sent {
-        stretch: Result<(ToAgent, tokio::sync::OwnedSemaphorePermit), String>,
+        stretch: Result<ToAgent, String>,
         next: Option<u64>,
     },
 }
@@ -160,8 +157,8 @@ impl Driver {
                 }
                 message = next_message(&mut self.session) => match message {
                     Ok(Some(message)) => {
-                        self.note(&message);
-                        Some(Event::Message(message))
+                        self.message(message).await;
+                        None
                     }
                     Ok(None) => Some(Event::Heard),
                     Err(reason) => Some(Event::LinkLost(self.explain(reason))),
@@ -174,6 +171,22 @@ impl Driver {
         }
         for (_, answer) in self.flushes.drain() {
             let _ = answer.send(FlushOutcome::Stopped);
+        }
+    }
+
+    /// The agent has said something.
+    async fn message(&mut self, message: ToMount) {
+        self.note(&message);
+        let content = match &message {
+            ToMount::Fetched { bytes, .. } => Some(bytes.len()),
+            _ => None,
+        };
+        self.feed(Event::Message(message)).await;
+        // Stored, or of no use any more.
+        if let (Some(bytes), Some(session)) = (content, &mut self.session)
+            && let Err(reason) = session.take(bytes)
+        {
+            self.feed(Event::LinkLost(reason)).await;
         }
     }
 
@@ -747,8 +760,8 @@ impl Driver {
         let (contents, finished) = (session.contents(), self.finished.0.clone());
         let number = self.round_number;
         start_after(async move { contents.room().await }, move |room| {
-            let (stretch, next) = match read_stretch(&lock(&round), hash, offset) {
-                Ok((message, next)) => (Ok((message, room)), next),
+            let (stretch, next) = match read_stretch(&lock(&round), hash, offset, room) {
+                Ok((message, next)) => (Ok(message), next),
                 Err(reason) => (Err(reason), None),
             };
             let _ = finished.send((number, Finished::Sent { stretch, next }));
@@ -800,14 +813,15 @@ impl Driver {
                 })
             }
             Finished::Sent { stretch, next } => match stretch {
-                Ok((message, room)) => {
-                    if let ToAgent::Data { bytes, .. } = &message {
-                        let mut status = lock(&self.status);
-                        status.pending_bytes =
-                            status.pending_bytes.saturating_sub(bytes.len() as u64);
-                    }
+                Ok(message) => {
+                    let bytes = match &message {
+                        ToAgent::Data { bytes, .. } => bytes.len(),
+                        _ => 0,
+                    };
                     let session = self.session.as_ref()?;
-                    match session.contents().send(&message, room) {
+                    let mut status = lock(&self.status);
+                    status.pending_bytes = status.pending_bytes.saturating_sub(bytes as u64);
+                    match session.contents().send(&message, bytes) {
                         Ok(()) => Some(Event::ContentSent { next }),
                         Err(reason) => Some(Event::LinkLost(reason)),
                     }
@@ -890,6 +904,7 @@ fn read_stretch(
     round: &Round,
     hash: ContentHash,
     offset: u64,
+    most: usize,
 ) -> Result<(ToAgent, Option<u64>), String> {
     if round.cut.abandoned() {
         return Err("too much changed while it was being sent; a new cut is taken".to_owned());
@@ -898,7 +913,7 @@ fn read_stretch(
         return Err(format!("content {hash} is not part of the round"));
     };
     let left = source.size.saturating_sub(offset);
-    let mut bytes = vec![0; STRETCH.min(usize::try_from(left).unwrap_or(STRETCH))];
+    let mut bytes = vec![0; most.min(usize::try_from(left).unwrap_or(most))];
     let file = round
         .cut
         .open(source.ino, &source.path)

@@ -1,47 +1,43 @@
-//! Messages over a connected stream: two tasks, a bounded queue inwards, and a budget
-//! for the bytes of contents outwards.
+//! Messages over a connected stream: two tasks, a bounded queue inwards, and outwards no
+//! more content than the link carries in a short time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::driver::lock;
+use crate::clock::monotonic;
 use crate::transport::Link;
+use crate::wire::flow::{Flow, NeverSent};
 use crate::wire::frame::{Decoder, encode};
 use crate::wire::message::{MAGIC, SIGN_OF_LIFE, ToAgent, ToMount};
 use crate::wire::version::answered;
-
-/// How many stretches of content may wait to be written. What is in flight beyond that
-/// is up to the transport.
-const STRETCHES: usize = 4;
 
 /// A session's stream with its two tasks. Dropping it ends the session.
 pub(super) struct Session {
     /// Messages from the agent; none for a part of one that is still coming in; an error
     /// ends the session.
     pub(super) incoming: mpsc::Receiver<Result<Option<ToMount>, String>>,
-    outgoing: mpsc::UnboundedSender<Outgoing>,
-    budget: Arc<Semaphore>,
+    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    contents: Arc<Contents>,
+    /// How many bytes of content this side is done with.
+    taken: u64,
     tasks: Vec<JoinHandle<()>>,
     /// Keeps the transport alive; tells why it ended. None in a simulation.
     link: Option<Link>,
 }
 
-/// A frame, as it waits to be written.
-pub(super) struct Outgoing {
-    pub(super) frame: Vec<u8>,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-/// Where contents are handed over, within the budget.
-#[derive(Clone)]
-pub(super) struct ContentSender {
-    outgoing: mpsc::UnboundedSender<Outgoing>,
-    budget: Arc<Semaphore>,
+/// Where contents are handed over, as many as may be on their way.
+pub(super) struct Contents {
+    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    /// None once the session is over.
+    flow: Mutex<Option<Flow>>,
+    changed: Notify,
 }
 
 impl Session {
@@ -52,7 +48,9 @@ impl Session {
         stream.set_nonblocking(true)?;
         let (mut reader, mut writer) = UnixStream::from_std(stream)?.into_split();
         let (to_driver, incoming) = mpsc::channel(64);
-        let (outgoing, mut frames) = mpsc::unbounded_channel::<Outgoing>();
+        let (outgoing, mut frames) = mpsc::unbounded_channel::<Vec<u8>>();
+        let contents = Arc::new(Contents::over(outgoing.clone()));
+        let flowing = Arc::clone(&contents);
         let reading = tokio::spawn(async move {
             let mut decoder = Decoder::expecting_magic();
             let mut met = false;
@@ -84,6 +82,12 @@ impl Session {
                     };
                     met |= matches!(next, Ok(Some(_)));
                     match next {
+                        Ok(Some(ToMount::Taken { bytes })) => {
+                            if let Err(error) = flowing.acknowledged(bytes) {
+                                let _ = to_driver.send(Err(error.to_string())).await;
+                                return;
+                            }
+                        }
                         Ok(Some(message)) => {
                             whole = true;
                             if to_driver.send(Ok(Some(message))).await.is_err() {
@@ -111,17 +115,14 @@ impl Session {
             }
             loop {
                 let frame = match timeout(sign_every, frames.recv()).await {
-                    Ok(Some(outgoing)) => outgoing,
+                    Ok(Some(frame)) => frame,
                     Ok(None) => return,
                     // Whatever the machine is waiting for, the agent shall not take this
                     // side for gone.
-                    Err(_) => Outgoing {
-                        frame: sign_of_life.clone(),
-                        _permit: None,
-                    },
+                    Err(_) => sign_of_life.clone(),
                 };
                 // What breaks here ends the reading side too, which tells the reason.
-                if writer.write_all(&frame.frame).await.is_err() {
+                if writer.write_all(&frame).await.is_err() {
                     return;
                 }
             }
@@ -129,7 +130,8 @@ impl Session {
         Ok(Self {
             incoming,
             outgoing,
-            budget: Arc::new(Semaphore::new(STRETCHES)),
+            contents,
+            taken: 0,
             tasks: vec![reading, writing],
             link: Some(link),
         })
@@ -139,19 +141,19 @@ impl Session {
     pub(super) fn send(&self, message: &ToAgent) -> Result<(), String> {
         let frame = framed(message)?;
         // A writer that is gone has ended the reader too, which tells why.
-        let _ = self.outgoing.send(Outgoing {
-            frame,
-            _permit: None,
-        });
+        let _ = self.outgoing.send(frame);
         Ok(())
     }
 
+    /// This side is done with a stretch of content that came in.
+    pub(super) fn take(&mut self, bytes: usize) -> Result<(), String> {
+        self.taken += bytes as u64;
+        self.send(&ToAgent::Taken { bytes: self.taken })
+    }
+
     /// Where contents are handed over.
-    pub(super) fn contents(&self) -> ContentSender {
-        ContentSender {
-            outgoing: self.outgoing.clone(),
-            budget: self.budget.clone(),
-        }
+    pub(super) fn contents(&self) -> Arc<Contents> {
+        Arc::clone(&self.contents)
     }
 
     /// The last that the transport printed.
@@ -165,13 +167,14 @@ impl Session {
     /// A session without a stream: frames are taken from the receiver, and messages
     /// brought in by whoever made it.
     #[cfg(test)]
-    pub(super) fn simulated() -> (Self, mpsc::UnboundedReceiver<Outgoing>) {
+    pub(super) fn simulated() -> (Self, mpsc::UnboundedReceiver<Vec<u8>>) {
         let (_, incoming) = mpsc::channel(1);
         let (outgoing, frames) = mpsc::unbounded_channel();
         let session = Self {
             incoming,
+            contents: Arc::new(Contents::over(outgoing.clone())),
             outgoing,
-            budget: Arc::new(Semaphore::new(STRETCHES)),
+            taken: 0,
             tasks: Vec::new(),
             link: None,
         };
@@ -184,23 +187,58 @@ impl Drop for Session {
         for task in &self.tasks {
             task.abort();
         }
+        self.contents.end();
     }
 }
 
-impl ContentSender {
-    /// Waits until there is room for another stretch.
-    pub(super) async fn room(&self) -> Option<OwnedSemaphorePermit> {
-        self.budget.clone().acquire_owned().await.ok()
+impl Contents {
+    fn over(outgoing: mpsc::UnboundedSender<Vec<u8>>) -> Self {
+        Self {
+            outgoing,
+            flow: Mutex::new(Some(Flow::new(monotonic()))),
+            changed: Notify::new(),
+        }
     }
 
-    /// Queues a stretch in the room that was waited for.
-    pub(super) fn send(&self, message: &ToAgent, room: OwnedSemaphorePermit) -> Result<(), String> {
+    /// Waits until another stretch may be on its way, and says of how many bytes; none
+    /// once the session is over.
+    pub(super) async fn room(&self) -> Option<usize> {
+        loop {
+            let room = match lock(&self.flow).as_mut() {
+                Some(flow) => flow.room(monotonic()).map(Some),
+                None => Some(None),
+            };
+            if let Some(room) = room {
+                // Who waits here for a round that is over does not keep the news to itself.
+                self.changed.notify_one();
+                return room;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// Queues a stretch after its room has been waited for.
+    pub(super) fn send(&self, message: &ToAgent, bytes: usize) -> Result<(), String> {
         let frame = framed(message)?;
-        let _ = self.outgoing.send(Outgoing {
-            frame,
-            _permit: Some(room),
-        });
+        if let Some(flow) = lock(&self.flow).as_mut() {
+            flow.sent(monotonic(), bytes, frame.len());
+        }
+        let _ = self.outgoing.send(frame);
         Ok(())
+    }
+
+    /// The agent is done with so many bytes since the beginning.
+    pub(super) fn acknowledged(&self, bytes: u64) -> Result<(), NeverSent> {
+        if let Some(flow) = lock(&self.flow).as_mut() {
+            flow.taken(monotonic(), bytes)?;
+        }
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    fn end(&self) {
+        *lock(&self.flow) = None;
+        self.changed.notify_one();
     }
 }
 

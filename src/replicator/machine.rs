@@ -797,8 +797,11 @@ impl Machine {
                 self.commands.push(Command::Disconnect);
                 self.lose(reason);
             }
-            // Shown by the driver.
-            ToMount::Pong { .. } | ToMount::Problems { .. } | ToMount::Watching { .. } => {}
+            // Shown by the driver, or for the link.
+            ToMount::Pong { .. }
+            | ToMount::Problems { .. }
+            | ToMount::Watching { .. }
+            | ToMount::Taken { .. } => {}
         }
     }
 

@@ -141,6 +141,7 @@ pub(crate) fn to_agent(message: &ToAgent) -> String {
         ToAgent::Abandon { .. } => "abandon".to_owned(),
         ToAgent::Drain { token } => format!("drain {token}"),
         ToAgent::Ping { token } => format!("ping {token}"),
+        ToAgent::Taken { bytes } => format!("taken {bytes}"),
         #[allow(unreachable_patterns)]
         _ => "another message".to_owned(),
     }
@@ -183,6 +184,7 @@ pub(crate) fn to_mount(message: &ToMount) -> String {
         ToMount::FetchFailed { reason, .. } => format!("cannot fetch: {reason}"),
         ToMount::Drained { token } => format!("drained {token}"),
         ToMount::Pong { token } => format!("pong {token}"),
+        ToMount::Taken { bytes } => format!("taken {bytes}"),
         ToMount::Problems { problems } => format!("{} problems", problems.len()),
         ToMount::Watching { .. } => "watching".to_owned(),
         ToMount::Closing { reason } => format!("closing: {reason}"),

@@ -361,6 +361,11 @@ pub enum ToAgent {
         /// Names the answer.
         token: u64,
     },
+    /// This side is done with so much of what it fetched.
+    Taken {
+        /// Bytes of content since the beginning of the session.
+        bytes: u64,
+    },
 }
 
 /// From the agent to the mounted side.
@@ -472,6 +477,11 @@ pub enum ToMount {
     Closing {
         /// Why, for people.
         reason: String,
+    },
+    /// The agent is done with so much of the contents it was sent.
+    Taken {
+        /// Bytes of content since the beginning of the session.
+        bytes: u64,
     },
 }
 

@@ -12,6 +12,7 @@
 mod support;
 
 mod attach;
+mod bad_links;
 mod conflict;
 mod conflict_commands;
 mod crash;

@@ -41,20 +41,29 @@ impl Server {
         let server = Self { link, sshd, keys };
         server.know_host(true);
 
-        let agent = sandbox.root().join("bin/agent");
+        server.set_for_agents(sandbox, &[]);
+        std::fs::write(server.keys.join("config"), "").unwrap();
+        sandbox.set("MIRRORFS_SSH_CONFIG", server.keys.join("config"));
+        sandbox.set("MIRRORFS_KNOWN_HOSTS", server.known_hosts());
+        sandbox.set("MIRRORFS_IDENTITY", server.keys.join("client"));
+        sandbox.set("MIRRORFS_AGENT", agent_of(sandbox));
+        server
+    }
+
+    /// Sets variables for the agents behind this server, in place of those set before.
+    pub fn set_for_agents(&self, sandbox: &Sandbox, variables: &[(&str, &str)]) {
+        let agent = agent_of(sandbox);
+        let variables: String = variables
+            .iter()
+            .map(|(name, value)| format!(" {name}='{value}'"))
+            .collect();
         let script = format!(
-            "#!/bin/sh\nexport MIRRORFS_STATE='{}'\nexec '{}' \"$@\"\n",
+            "#!/bin/sh\nexport MIRRORFS_STATE='{}'{variables}\nexec '{}' \"$@\"\n",
             sandbox.root().join("agent-state").display(),
             sandbox.program().display()
         );
         std::fs::write(&agent, script).unwrap();
         std::fs::set_permissions(&agent, Permissions::from_mode(0o755)).unwrap();
-        std::fs::write(server.keys.join("config"), "").unwrap();
-        sandbox.set("MIRRORFS_SSH_CONFIG", server.keys.join("config"));
-        sandbox.set("MIRRORFS_KNOWN_HOSTS", server.known_hosts());
-        sandbox.set("MIRRORFS_IDENTITY", server.keys.join("client"));
-        sandbox.set("MIRRORFS_AGENT", agent);
-        server
     }
 
     /// The URL of a directory behind this server, for the user the tests run as.
@@ -100,6 +109,11 @@ impl Drop for Server {
         self.sshd.kill().ok();
         self.sshd.wait().ok();
     }
+}
+
+/// The command that starts an agent.
+fn agent_of(sandbox: &Sandbox) -> PathBuf {
+    sandbox.root().join("bin/agent")
 }
 
 fn whoami() -> String {

@@ -2,7 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::link::{Outgoing, Session};
+use super::super::link::Session;
 use super::{Driver, Event, FlushOutcome, PeerStatus};
 use crate::replicator::{Context, Resume};
 use crate::sim::jobs;
@@ -11,7 +11,7 @@ use crate::wire::message::ToMount;
 /// One peer's task, without the task.
 pub(crate) struct Stepped {
     driver: Driver,
-    frames: Option<mpsc::UnboundedReceiver<Outgoing>>,
+    frames: Option<mpsc::UnboundedReceiver<Vec<u8>>>,
 }
 
 impl Stepped {
@@ -79,8 +79,11 @@ impl Stepped {
 
     /// A message came in.
     pub(crate) fn message(&mut self, message: ToMount) {
-        self.driver.note(&message);
-        self.feed(Event::Message(message));
+        if let (ToMount::Taken { bytes }, Some(session)) = (&message, &self.driver.session) {
+            session.contents().acknowledged(*bytes).unwrap();
+        }
+        jobs::run(self.driver.message(message));
+        self.driver.publish();
     }
 
     /// Takes in what a piece of its work has led to. Says whether there was any.
@@ -96,8 +99,7 @@ impl Stepped {
 
     /// The next frame that it has sent.
     pub(crate) fn frame(&mut self) -> Option<Vec<u8>> {
-        let frame = self.frames.as_mut()?.try_recv().ok()?;
-        Some(frame.frame)
+        self.frames.as_mut()?.try_recv().ok()
     }
 
     /// As [`super::super::Handle::flush`].
