@@ -132,6 +132,8 @@ impl Announce for Terminal {
             Announcement::Ready(ready) => print(ready),
             Announcement::Attached(attachment) => print(attachment),
             Announcement::Failed(failure) => complain(&failure),
+            // Whoever has a terminal to say things on asks by itself.
+            Announcement::Ask(_) => {}
         }
     }
 }

@@ -13,6 +13,9 @@ pub enum Announcement {
     Note(String),
     /// Something that the user should do something about.
     Warning(String),
+    /// A question for something secret. The answer is a line on the daemon's standard
+    /// input: a string, or null if there is none.
+    Ask(String),
     /// The mount is usable. Nothing follows.
     Ready(Ready),
     /// A directory is attached, or being attached. Nothing follows.

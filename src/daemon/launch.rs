@@ -9,8 +9,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use serde::Serialize;
+
 use super::announce::{Announce, Announcement, Ready};
 use super::failure::{Failure, OrFail};
+use crate::transport;
 
 /// A log of more bytes is set aside at the next start.
 const LOG_MAX: u64 = 8 << 20;
@@ -36,13 +39,14 @@ pub fn spawn(
         .arg0("mirrorfs")
         .arg(command)
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .or_fail(|| "cannot start the daemon".into())?;
     let Some(pipe) = daemon.stdout.take() else {
         return Err(Failure::new("the daemon has no readiness pipe"));
     };
+    let mut answers = daemon.stdin.take();
     for line in BufReader::new(pipe).lines() {
         let line = line.or_fail(|| "cannot hear the daemon".into())?;
         match serde_json::from_str(&line).or_fail(|| format!("the daemon said {line:?}"))? {
@@ -51,6 +55,13 @@ pub fn spawn(
                 // It ends by itself; no zombie of it shall stay.
                 let _ = daemon.wait();
                 return Err(failure);
+            }
+            Announcement::Ask(prompt) => {
+                if let Some(answers) = &mut answers {
+                    let answer = json_line(&transport::ask(&prompt))?;
+                    // One that has ended does not wait for it.
+                    let _ = answers.write_all(&answer);
+                }
             }
             other => say.announce(other),
         }
@@ -86,9 +97,19 @@ impl Pipe {
             .open("/dev/null")
             .or_fail(|| "cannot open /dev/null".into())?;
         rustix::stdio::dup2_stdout(&null).or_fail(|| "cannot close standard output".into())?;
-        Ok(Self {
-            pipe: Some(File::from(pipe)),
-        })
+        let pipe = File::from(pipe);
+        let mut questions = pipe
+            .try_clone()
+            .or_fail(|| "cannot keep the readiness pipe".into())?;
+        // As long as somebody waits for this process, its questions are put there.
+        transport::ask_by(Some(Box::new(move |prompt| {
+            let question = json_line(&Announcement::Ask(prompt.to_owned())).ok()?;
+            questions.write_all(&question).ok()?;
+            let mut answer = String::new();
+            std::io::stdin().read_line(&mut answer).ok()?;
+            serde_json::from_str(&answer).ok()?
+        })));
+        Ok(Self { pipe: Some(pipe) })
     }
 }
 
@@ -99,20 +120,23 @@ impl Announce for Pipe {
             announcement,
             Announcement::Ready(_) | Announcement::Attached(_) | Announcement::Failed(_)
         );
-        let written = serde_json::to_vec(&announcement)
-            .map_err(std::io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                pipe.write_all(&line)
-            });
+        let written =
+            json_line(&announcement).and_then(|line| pipe.write_all(&line).or_fail(String::new));
         if let Err(error) = written {
             tracing::debug!(%error, "nobody listens at the readiness pipe");
         }
         if last {
             // The caller returns now.
             self.pipe = None;
+            transport::ask_by(None);
         }
     }
+}
+
+fn json_line(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    let mut line = serde_json::to_vec(value).or_fail(|| "cannot write JSON".into())?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 fn close_inherited() {

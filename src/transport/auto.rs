@@ -39,13 +39,12 @@ pub(super) fn needs_program(effective: &Effective, place: &SshPlace) -> Option<S
             "the ssh configuration for {host} shares connections (ControlMaster), which libssh2 cannot do"
         ));
     }
-    if matches!(effective.get("pubkeyauthentication"), Some("no" | "false"))
-        || effective
-            .get("preferredauthentications")
-            .is_some_and(|methods| !methods.contains("publickey"))
+    if !["publickey", "password", "keyboard-interactive"]
+        .iter()
+        .any(|method| effective.allows(method))
     {
         return Some(format!(
-            "the ssh configuration for {host} does not use public keys, and libssh2 is used with nothing else"
+            "the ssh configuration for {host} allows neither keys nor passwords, and libssh2 is used with nothing else"
         ));
     }
     for file in effective.identity_files() {

@@ -13,6 +13,7 @@ mod error;
 mod known_hosts;
 #[cfg(feature = "libssh2")]
 mod libssh2;
+mod secret;
 mod ssh_config;
 mod ssh_program;
 mod startup;
@@ -30,6 +31,7 @@ use parking_lot::Mutex;
 use crate::wire::message::DEADLINE;
 
 pub use self::error::ConnectError;
+pub use self::secret::{ask, ask_by};
 pub use self::url::{PeerUrl, Place, SshPlace, UrlError};
 
 /// What carries the bytes of a [`Link`].
@@ -308,8 +310,24 @@ pub fn connect(url: &PeerUrl, options: &ConnectOptions) -> Result<Link, ConnectE
     }
 }
 
+/// Connects, and asks for what is secret in between: each attempt has its own time, and
+/// none waits for a person.
 #[cfg(feature = "libssh2")]
 fn ssh(place: &SshPlace, options: &ConnectOptions) -> Result<Link, ConnectError> {
+    loop {
+        let refusal = match attempt(place, options) {
+            Ok(link) => return Ok(link),
+            Err(refusal) => refusal,
+        };
+        match &refusal.wants {
+            Some(secret) if secret.ask() => {}
+            _ => return Err(refusal.error),
+        }
+    }
+}
+
+#[cfg(feature = "libssh2")]
+fn attempt(place: &SshPlace, options: &ConnectOptions) -> Result<Link, libssh2::Refusal> {
     use ssh_config::Effective;
 
     let deadline = Deadline::after(options.timeout);
@@ -317,29 +335,24 @@ fn ssh(place: &SshPlace, options: &ConnectOptions) -> Result<Link, ConnectError>
         Ok(effective) => effective,
         Err(error @ ConnectError::NoTransport { .. }) => {
             if options.choice == Choice::Ssh {
-                return Err(error);
+                return Err(error.into());
             }
             let effective = Effective::without_program(place, options);
             let reason = "there is no ssh program, so libssh2 with ssh's default files";
-            return libssh2::connect(place, options, &effective, deadline, reason.to_owned())
-                .map_err(|refusal| refusal.error);
+            return libssh2::connect(place, options, &effective, deadline, reason.to_owned());
         }
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     let program = |reason| ssh_program::connect(place, options, &effective, deadline, reason);
     match options.choice {
-        Choice::Ssh => program("the ssh program was asked for".to_owned()),
-        Choice::Libssh2 => libssh2::connect(
-            place,
-            options,
-            &effective,
-            deadline,
-            "libssh2 was asked for".to_owned(),
-        )
-        .map_err(|refusal| refusal.error),
+        Choice::Ssh => Ok(program("the ssh program was asked for".to_owned())?),
+        Choice::Libssh2 => {
+            let reason = "libssh2 was asked for".to_owned();
+            libssh2::connect(place, options, &effective, deadline, reason)
+        }
         Choice::Auto => {
             if let Some(reason) = auto::needs_program(&effective, place) {
-                return program(reason);
+                return Ok(program(reason)?);
             }
             let reason = "nothing in the ssh configuration needs the ssh program";
             match libssh2::connect(place, options, &effective, deadline, reason.to_owned()) {
@@ -350,9 +363,9 @@ fn ssh(place: &SshPlace, options: &ConnectOptions) -> Result<Link, ConnectError>
                         "the ssh program, because libssh2 did not get through: {}",
                         refusal.error
                     ))
-                    .map_err(|_| refusal.error)
+                    .map_err(|_| refusal)
                 }
-                result => result.map_err(|refusal| refusal.error),
+                result => result,
             }
         }
     }

@@ -98,6 +98,20 @@ impl Effective {
         matches!(self.get(key), Some("yes" | "true"))
     }
 
+    /// Whether a way to authenticate is to be used.
+    #[cfg(feature = "libssh2")]
+    pub(super) fn allows(&self, method: &str) -> bool {
+        let keyword = match method {
+            "publickey" => "pubkeyauthentication",
+            "password" => "passwordauthentication",
+            _ => "kbdinteractiveauthentication",
+        };
+        !matches!(self.get(keyword), Some("no" | "false"))
+            && self
+                .get("preferredauthentications")
+                .is_none_or(|methods| methods.split(',').any(|allowed| allowed == method))
+    }
+
     /// Host, port and user that ssh would use.
     pub(super) fn target(&self, place: &SshPlace) -> Target {
         Target {

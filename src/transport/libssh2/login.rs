@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::net::sockopt;
-use ssh2::{Channel, ErrorCode, MethodType, Session};
+use ssh2::{Channel, ErrorCode, KeyboardInteractivePrompt, MethodType, Prompt, Session};
 
 use super::super::known_hosts::{KnownHosts, Verdict, base64};
+use super::super::secret::Secret;
 use super::super::ssh_config::Effective;
 use super::super::startup::Target;
 use super::super::{ConnectError, ConnectOptions, Deadline, SshPlace};
@@ -22,6 +23,7 @@ const KEX_FAILURE: i32 = -5;
 const KEY_EXCHANGE_FAILURE: i32 = -8;
 const TIMEOUT: i32 = -9;
 const METHOD_NOT_SUPPORTED: i32 = -33;
+const NOT_DECRYPTED: i32 = -16;
 
 /// How much the peer may send ahead. At 50 ms of round trip it allows 160 MB/s, and it
 /// bounds what libssh2 holds for a reader that does not read.
@@ -188,7 +190,8 @@ impl Login {
         }
     }
 
-    /// Offers keys until one is taken: those that ssh-agent holds, then the key files.
+    /// Offers keys until one is taken: those that ssh-agent holds, then the key files; then
+    /// a password, if one is known.
     fn authenticate(&self, session: &Session) -> Result<(), Refusal> {
         let user = &self.target.user;
         self.limit(session);
@@ -198,21 +201,68 @@ impl Login {
             Err(_) if session.authenticated() => return Ok(()),
             Err(error) => return Err(self.failed(&error, "authenticating")),
         };
-        if !offered.split(',').any(|method| method == "publickey") {
-            return Err(self.denied(format!("the host only takes {offered}, no keys")));
-        }
-        let mut tried = Vec::new();
-        let done = self.try_agent(session, &mut tried)? || self.try_files(session, &mut tried)?;
-        if done {
+        let takes = |method: &str| {
+            offered.split(',').any(|offered| offered == method) && self.effective.allows(method)
+        };
+        let mut tried = Tried::default();
+        if takes("publickey")
+            && (self.try_agent(session, &mut tried)? || self.try_files(session, &mut tried)?)
+        {
             return Ok(());
         }
-        if tried.is_empty() {
-            tried.push("no keys to offer: no ssh-agent and no key file".to_owned());
+        if (takes("password") || takes("keyboard-interactive"))
+            && self.try_password(session, takes("password"), &mut tried)?
+        {
+            return Ok(());
         }
-        Err(self.denied(tried.join("; ")))
+        if tried.names.is_empty() {
+            tried.names.push(if takes("publickey") {
+                "no keys to offer: no ssh-agent and no key file".to_owned()
+            } else {
+                format!("the host takes {offered}, and nothing of that is to be used")
+            });
+        }
+        Err(self.denied(tried))
     }
 
-    fn try_agent(&self, session: &Session, tried: &mut Vec<String>) -> Result<bool, Refusal> {
+    /// Offers the password that was asked for, if it was: as such, or as the answer to the
+    /// one hidden question of a host that asks.
+    fn try_password(
+        &self,
+        session: &Session,
+        plain: bool,
+        tried: &mut Tried,
+    ) -> Result<bool, Refusal> {
+        let Target { host, port, user } = &self.target;
+        let secret = Secret::password(user, host, *port);
+        let Some(password) = secret.answer() else {
+            tried
+                .names
+                .push("a password, which nobody was there to give".to_owned());
+            tried.wants(secret);
+            return Ok(false);
+        };
+        self.limit(session);
+        let result = if plain {
+            session.userauth_password(user, &password)
+        } else {
+            session.userauth_keyboard_interactive(user, &mut Answers(&password))
+        };
+        match result {
+            Ok(()) => {
+                secret.was_right();
+                Ok(true)
+            }
+            Err(error) => {
+                secret.forget();
+                tried.wants(secret);
+                self.note(&error, "the password".to_owned(), tried)?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn try_agent(&self, session: &Session, tried: &mut Tried) -> Result<bool, Refusal> {
         let socket = match self.effective.raw("identityagent") {
             Some("none") => return Ok(false),
             None | Some("SSH_AUTH_SOCK") => std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from),
@@ -235,7 +285,7 @@ impl Login {
         let (agent, mut identities) = match opened() {
             Ok(opened) => opened,
             Err(error) => {
-                tried.push(format!(
+                tried.names.push(format!(
                     "the ssh-agent at {} does not answer ({})",
                     socket.display(),
                     error.message()
@@ -260,7 +310,9 @@ impl Login {
             let kind = blob_type(identity.blob());
             let name = format!("{} from ssh-agent", identity.comment());
             if kind.starts_with("sk-") || kind.contains("-cert-") {
-                tried.push(format!("{name}: libssh2 cannot use {kind}"));
+                tried
+                    .names
+                    .push(format!("{name}: libssh2 cannot use {kind}"));
                 continue;
             }
             self.limit(session);
@@ -272,65 +324,80 @@ impl Login {
         Ok(false)
     }
 
-    fn try_files(&self, session: &Session, tried: &mut Vec<String>) -> Result<bool, Refusal> {
+    fn try_files(&self, session: &Session, tried: &mut Tried) -> Result<bool, Refusal> {
         for file in self.effective.identity_files() {
             let Ok(key) = fs::read_to_string(&file) else {
                 if self.options.identity.is_some() {
-                    tried.push(format!("{} cannot be read", file.display()));
+                    tried
+                        .names
+                        .push(format!("{} cannot be read", file.display()));
                 }
                 continue;
             };
             let name = file.display().to_string();
-            if is_encrypted(&key) {
-                tried.push(format!(
-                    "{name} has a passphrase: load it with ssh-add {name}"
+            let secret = is_encrypted(&key).then(|| Secret::passphrase(&file));
+            let passphrase = secret.as_ref().and_then(Secret::answer);
+            if let (Some(secret), None) = (&secret, &passphrase) {
+                tried.names.push(format!(
+                    "{name} has a passphrase, which nobody was there to give: load it with ssh-add {name}"
                 ));
+                tried.wants(secret.clone());
                 continue;
             }
             self.limit(session);
-            match session.userauth_pubkey_file(&self.target.user, None, &file, None) {
-                Ok(()) => return Ok(true),
-                Err(error) => self.note(&error, name, tried)?,
+            let user = &self.target.user;
+            match session.userauth_pubkey_file(user, None, &file, passphrase.as_deref()) {
+                Ok(()) => {
+                    if let Some(secret) = secret {
+                        secret.was_right();
+                    }
+                    return Ok(true);
+                }
+                Err(error) => {
+                    if let Some(secret) = secret
+                        && error.code() == ErrorCode::Session(NOT_DECRYPTED)
+                    {
+                        secret.forget();
+                        tried.wants(secret);
+                    }
+                    self.note(&error, name, tried)?;
+                }
             }
         }
         Ok(false)
     }
 
     /// Notes a key that was not taken; gives up if it was not about the key.
-    fn note(
-        &self,
-        error: &ssh2::Error,
-        name: String,
-        tried: &mut Vec<String>,
-    ) -> Result<(), Refusal> {
+    fn note(&self, error: &ssh2::Error, name: String, tried: &mut Tried) -> Result<(), Refusal> {
         // -7, -13, -43: the socket failed. -9: time is up.
         if matches!(error.code(), ErrorCode::Session(-7 | -9 | -13 | -43)) {
-            if tried.is_empty() {
+            if tried.names.is_empty() {
                 return Err(self.failed(error, "authenticating"));
             }
             // The host hangs up after too many keys.
-            tried.push(format!("{name}: {}", error.message()));
-            return Err(self.denied(tried.join("; ")));
+            tried.names.push(format!("{name}: {}", error.message()));
+            return Err(self.denied(std::mem::take(tried)));
         }
         let why = match error.code() {
             // -18: authentication failed; -19: public key not accepted.
             ErrorCode::Session(-18 | -19) => "not accepted".to_owned(),
             _ => error.message().to_owned(),
         };
-        tried.push(format!("{name}: {why}"));
+        tried.names.push(format!("{name}: {why}"));
         Ok(())
     }
 
-    fn denied(&self, tried: String) -> Refusal {
+    fn denied(&self, tried: Tried) -> Refusal {
         Refusal {
             error: ConnectError::Auth {
                 host: self.target.host.clone(),
                 port: self.target.port,
                 user: self.target.user.clone(),
-                tried,
+                tried: tried.names.join("; "),
                 command: self.effective.login_command(&self.place, &self.options),
             },
             program_may_do_better: true,
+            wants: tried.wants.map(Box::new),
         }
     }
 
@@ -361,7 +428,38 @@ impl Login {
                 code,
                 KEX_FAILURE | KEY_EXCHANGE_FAILURE | METHOD_NOT_SUPPORTED
             ),
+            wants: None,
         }
+    }
+}
+
+/// What was offered to the host in vain.
+#[derive(Default)]
+struct Tried {
+    /// In words.
+    names: Vec<String>,
+    wants: Option<Secret>,
+}
+
+impl Tried {
+    /// Something could be offered that is not known yet; the first is asked for first.
+    fn wants(&mut self, secret: Secret) {
+        if self.wants.is_none() && secret.may_be_asked() {
+            self.wants = Some(secret);
+        }
+    }
+}
+
+/// Answers a host's questions: the hidden ones with the password, others with nothing.
+struct Answers<'a>(&'a str);
+
+impl KeyboardInteractivePrompt for Answers<'_> {
+    fn prompt(&mut self, _: &str, _: &str, prompts: &[Prompt<'_>]) -> Vec<String> {
+        let answer = |prompt: &Prompt<'_>| match prompt.echo {
+            true => String::new(),
+            false => self.0.to_owned(),
+        };
+        prompts.iter().map(answer).collect()
     }
 }
 

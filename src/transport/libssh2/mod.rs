@@ -17,6 +17,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use parking_lot::Mutex;
 
+use super::secret::Secret;
 use super::ssh_config::Effective;
 use super::ssh_program::ended;
 use super::startup::{self, Failure};
@@ -30,6 +31,8 @@ pub(super) struct Refusal {
     pub(super) error: ConnectError,
     /// The ssh program knows more algorithms and more ways to authenticate.
     pub(super) program_may_do_better: bool,
+    /// Something that, had it been known, would have been tried as well.
+    pub(super) wants: Option<Box<Secret>>,
 }
 
 impl From<ConnectError> for Refusal {
@@ -37,6 +40,7 @@ impl From<ConnectError> for Refusal {
         Self {
             error,
             program_may_do_better: false,
+            wants: None,
         }
     }
 }
