@@ -539,6 +539,11 @@ impl Engine {
         if self.observer.due().is_some_and(|due| due <= now) {
             self.observer.process(false)?;
         }
+        if self.degraded.is_none() && self.observer.unwatched().is_some() {
+            // The watches have just run out: what happened since in what got none is seen
+            // by nothing but a scan, and from now on there is one now and then.
+            self.scan()?;
+        }
         self.report(false)?;
         self.answer_drains()
     }

@@ -38,4 +38,5 @@ mod rollback;
 mod scale;
 mod settle;
 mod trash;
+mod watch;
 mod without_mount;

@@ -42,6 +42,7 @@ pub struct Peer {
     pub url: String,
     pub state: String,
     pub transport: Option<String>,
+    pub scanned_because: Option<String>,
     pub applied_seq: Value,
     pub durable_seq: Value,
     pub pending_changes: u64,

@@ -127,7 +127,7 @@ impl Engine {
             cookie: None,
             large: HashMap::new(),
         };
-        if self.degraded.is_some() {
+        if self.observer.unwatched().is_some() {
             self.scan()?;
             self.drained_up_to_now(&mut drain)?;
         } else {
