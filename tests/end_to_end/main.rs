@@ -29,6 +29,7 @@ mod merging;
 mod modes;
 mod nth;
 mod odd_files;
+mod odd_peers;
 mod ordinary_user;
 mod peer_disk;
 mod peers;

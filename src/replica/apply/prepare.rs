@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 
+use rustix::io::Errno;
+
 use super::record::{Record, Staged, Step};
 use super::{Applier, ApplyError, Batch};
 use crate::replica::{Context, Error, Owner, StagedName, keep, sync};
@@ -75,9 +77,9 @@ impl Applier<'_> {
             Op::Remove { path, .. } => self.ino(&origins.of_path(path))?,
             _ => None,
         };
-        step.staged = match &step.op {
-            Op::MakeDir { entry, .. } => Some(self.stage(entry, false, default_owner)?),
-            Op::KeepConflict { entry, .. } => Some(self.stage(entry, last, None)?),
+        let staged = match &step.op {
+            Op::MakeDir { entry, .. } => self.stage(entry, false, default_owner),
+            Op::KeepConflict { entry, .. } => self.stage(entry, last, None),
             Op::Put {
                 path,
                 entry,
@@ -87,10 +89,18 @@ impl Applier<'_> {
                     (Some(_), Expect::Entry(_)) => self.owner(&origins.of_path(path))?,
                     _ => None,
                 };
-                Some(self.stage(entry, last, replaced.or(default_owner))?)
+                self.stage(entry, last, replaced.or(default_owner))
             }
-            _ => None,
+            _ => return Ok(step),
         };
+        match staged {
+            Ok(staged) => step.staged = Some(staged),
+            // The rest of the batch is worth having.
+            Err(ApplyError::Replica(Error::Io { source, .. })) if cannot_hold(&source) => {
+                step.refused = Some(format!("the filesystem cannot hold it: {source}"));
+            }
+            Err(error) => return Err(error),
+        }
         Ok(step)
     }
 
@@ -248,6 +258,24 @@ fn check_slots(ops: &[Op]) -> Result<(), ApplyError> {
         }
     }
     Ok(())
+}
+
+/// Whether an error of making something is about this thing on this filesystem, such as a
+/// symbolic link where there are none or of a target that is too long. A full disk, or one
+/// that fails, is not: there is no telling what it would have taken.
+fn cannot_hold(error: &std::io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::NAMETOOLONG
+                | Errno::PERM
+                | Errno::OPNOTSUPP
+                | Errno::NOSYS
+                | Errno::INVAL
+                | Errno::ILSEQ
+                | Errno::FBIG
+        )
+    )
 }
 
 /// Why a step is refused whatever is in the tree.
