@@ -92,20 +92,12 @@ pub(super) fn hand_over(
     caller: &Caller,
     mode: Option<u32>,
 ) -> Result<(), Errno> {
-    let own = Caller::own();
-    if own.uid != 0 || (caller.uid == 0 && caller.gid == 0) {
+    let Some(heir) = Heir::of(directory, caller)? else {
         return Ok(());
-    }
-    let directory_mode = super::lower::stat_open(directory)?.mode;
-    let group = (directory_mode & 0o2000 == 0).then(|| Gid::from_raw(caller.gid));
+    };
     let name = super::lower::c_name(name)?;
-    rustix::fs::chownat(
-        directory,
-        &name,
-        Some(Uid::from_raw(caller.uid)),
-        group,
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?;
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(directory, &name, Some(heir.user), heir.group, flags)?;
     // chown takes setuid and setgid from whatever is no directory.
     if let Some(mode) = mode.filter(|mode| mode & 0o6000 != 0) {
         let now = super::lower::stat_name(directory, name.as_bytes())?;
@@ -117,4 +109,44 @@ pub(super) fn hand_over(
         )?;
     }
     Ok(())
+}
+
+/// The same for a file that is open, and has perhaps no name.
+pub(super) fn hand_over_open(
+    directory: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    caller: &Caller,
+    mode: u32,
+) -> Result<(), Errno> {
+    let Some(heir) = Heir::of(directory, caller)? else {
+        return Ok(());
+    };
+    rustix::fs::fchown(file, Some(heir.user), heir.group)?;
+    if mode & 0o6000 != 0 {
+        let now = super::lower::stat_open(file)?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(now.mode | (mode & 0o6000)))?;
+    }
+    Ok(())
+}
+
+/// Whom what was just made in a directory has to be given to.
+struct Heir {
+    user: Uid,
+    /// None where the directory has passed its own on.
+    group: Option<Gid>,
+}
+
+impl Heir {
+    /// None if it stays ours.
+    fn of(directory: BorrowedFd<'_>, caller: &Caller) -> Result<Option<Self>, Errno> {
+        let own = Caller::own();
+        if own.uid != 0 || (caller.uid == 0 && caller.gid == 0) {
+            return Ok(None);
+        }
+        let directory_mode = super::lower::stat_open(directory)?.mode;
+        Ok(Some(Self {
+            user: Uid::from_raw(caller.uid),
+            group: (directory_mode & 0o2000 == 0).then(|| Gid::from_raw(caller.gid)),
+        }))
+    }
 }

@@ -11,6 +11,7 @@ mod descriptors;
 mod direct;
 mod door;
 mod lower;
+mod nameless;
 mod open;
 mod ops_create;
 mod ops_data;

@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
-use super::caller::{hand_over, set_umask};
+use super::caller::{hand_over, hand_over_open, set_umask};
 use super::descriptors::Use;
 use super::door::is_reserved;
 use super::lower::{c_name, open_beneath, proc_path, stat_name, stat_open};
@@ -46,7 +46,7 @@ impl Filesystem {
             }
             other => other?,
         };
-        if let Err(error) = hand_over(directory.as_fd(), name, caller, Some(mode)) {
+        if let Err(error) = hand_over_open(directory.as_fd(), opened.as_fd(), caller, mode) {
             self.undo(directory.as_fd(), name, AtFlags::empty());
             return Err(error);
         }
@@ -217,7 +217,8 @@ impl Filesystem {
         let _namespace = self.namespace.write();
         self.allowed(parent, name)?;
         let node = self.node(ino)?;
-        if !self.table.is_linked(ino) {
+        let is_first = self.table.awaits_name(ino);
+        if !is_first && !self.table.is_linked(ino) {
             // An unlinked file cannot come back: the kernel does not let it either.
             return Err(Errno::NOENT);
         }
@@ -233,8 +234,10 @@ impl Filesystem {
         )?;
         self.table.intern(parent, name, ino, node.file_type, 1, 0);
         let attributes = stat_name(directory.as_fd(), name)?;
-        let recorded = self
-            .record(
+        let recorded = if is_first {
+            self.record_named(parent, name, &attributes, handle.as_fd())
+        } else {
+            self.record(
                 Origin::Local,
                 Change::Link {
                     parent,
@@ -242,7 +245,8 @@ impl Filesystem {
                     ino,
                 },
             )
-            .and_then(|_| self.record_moved(Origin::Local, &attributes));
+            .and_then(|_| self.record_moved(Origin::Local, &attributes))
+        };
         self.note_names_changed();
         if let Err(error) = recorded {
             self.forget(ino, 1);

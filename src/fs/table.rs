@@ -66,6 +66,8 @@ struct Rare {
     kept: Option<Arc<OwnedFd>>,
     /// The tree has names for it that were never looked up.
     elsewhere: bool,
+    /// It was made without a name, and may get its first one.
+    awaits_name: bool,
     /// The node was replaced or removed by a peer's change; its name in the tree
     /// at that time and where it lies in the trash.
     displaced: Option<Arc<Displaced>>,
@@ -184,6 +186,7 @@ impl Rare {
         self.further.is_empty()
             && self.kept.is_none()
             && !self.elsewhere
+            && !self.awaits_name
             && self.displaced.is_none()
     }
 }
@@ -245,6 +248,7 @@ impl Table {
             if let Some(rare) = &mut links.rare {
                 rare.kept = None;
                 rare.displaced = None;
+                rare.awaits_name = false;
                 links.tidy();
             }
             drop(links);
@@ -255,6 +259,30 @@ impl Table {
             drop(links);
         }
         node
+    }
+
+    /// Enters a node without a name, which the kernel refers to once and `kept` opens.
+    /// `awaits_name` is whether it may get one.
+    pub(super) fn intern_nameless(&self, ino: Ino, kept: Arc<OwnedFd>, awaits_name: bool) {
+        let links = Links {
+            lookups: 1,
+            rare: Some(Box::new(Rare {
+                kept: Some(kept),
+                awaits_name,
+                ..Rare::default()
+            })),
+            ..Links::default()
+        };
+        let node = Node::new(ino, FileType::RegularFile, links);
+        self.nodes.lock().insert(ino, node);
+    }
+
+    /// Whether a node was made without a name and may still get its first one.
+    pub(super) fn awaits_name(&self, ino: Ino) -> bool {
+        self.get(ino).is_some_and(|node| {
+            let links = node.links.lock();
+            links.rare.as_ref().is_some_and(|rare| rare.awaits_name)
+        })
     }
 
     /// Takes a name from a node. Where it was the last one known, `kept` is what opens

@@ -47,6 +47,7 @@ pub(super) mod opcode {
     pub(in crate::fuse) const RENAME2: u32 = 45;
     pub(in crate::fuse) const LSEEK: u32 = 46;
     pub(in crate::fuse) const COPY_FILE_RANGE: u32 = 47;
+    pub(in crate::fuse) const TMPFILE: u32 = 51;
     pub(in crate::fuse) const STATX: u32 = 52;
     pub(in crate::fuse) const COPY_FILE_RANGE_64: u32 = 53;
 }
@@ -435,7 +436,7 @@ pub(super) fn head_len(code: u32, extended: bool) -> usize {
         opcode::SETXATTR if extended => of::<SetxattrIn>(),
         opcode::SETXATTR => of::<SetxattrShortIn>(),
         opcode::GETXATTR | opcode::LISTXATTR => of::<GetxattrIn>(),
-        opcode::CREATE => of::<CreateIn>(),
+        opcode::CREATE | opcode::TMPFILE => of::<CreateIn>(),
         opcode::FALLOCATE => of::<FallocateIn>(),
         opcode::LSEEK => of::<LseekIn>(),
         opcode::COPY_FILE_RANGE | opcode::COPY_FILE_RANGE_64 => of::<CopyFileRangeIn>(),

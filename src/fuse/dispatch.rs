@@ -185,11 +185,15 @@ impl Asked<'_> {
                 exclusive,
             } => {
                 let found = fs.create(caller, ino, name, mode & 0o7777, umask, exclusive)?;
-                let open = abi::OpenOut {
-                    open_flags: abi::FOPEN_KEEP_CACHE,
-                    ..abi::OpenOut::default()
-                };
-                return Ok(Answer::of_two(&self.to.entry(&found), &open));
+                return Ok(self.opened(&found));
+            }
+            Operation::Tmpfile {
+                mode,
+                umask,
+                exclusive,
+            } => {
+                let found = fs.make_nameless(caller, ino, mode & 0o7777, umask, exclusive)?;
+                return Ok(self.opened(&found));
             }
             Operation::Write {
                 offset,
@@ -287,6 +291,15 @@ impl Asked<'_> {
 
     fn made(&self, found: Result<Found, Errno>) -> Served {
         Ok(Answer::of(&self.to.entry(&found?)))
+    }
+
+    /// A file that was made, and is open.
+    fn opened(&self, found: &Found) -> Answer {
+        let open = abi::OpenOut {
+            open_flags: abi::FOPEN_KEEP_CACHE,
+            ..abi::OpenOut::default()
+        };
+        Answer::of_two(&self.to.entry(found), &open)
     }
 
     fn changes(&self, wanted: &abi::SetattrIn) -> Changes {

@@ -117,6 +117,13 @@ pub(super) enum Operation<'a> {
         umask: u32,
         exclusive: bool,
     },
+    /// A file without a name, in the filesystem of the directory that the request is about.
+    Tmpfile {
+        mode: u32,
+        umask: u32,
+        /// It is never to get a name.
+        exclusive: bool,
+    },
     Fallocate {
         offset: u64,
         len: u64,
@@ -275,6 +282,17 @@ impl<'a> Operation<'a> {
                 } = head.read()?;
                 Self::Create {
                     name: body.name()?,
+                    mode,
+                    umask,
+                    exclusive: flags & libc::O_EXCL.cast_unsigned() != 0,
+                }
+            }
+            // The name that comes with it stands for none.
+            opcode::TMPFILE => {
+                let abi::CreateIn {
+                    flags, mode, umask, ..
+                } = head.read()?;
+                Self::Tmpfile {
                     mode,
                     umask,
                     exclusive: flags & libc::O_EXCL.cast_unsigned() != 0,

@@ -362,7 +362,6 @@ def refused(error, call):
     try: call()
     except OSError as refusal: assert refusal.errno == error, refusal
     else: assert False
-refused(errno.EOPNOTSUPP, lambda: os.open('.', os.O_TMPFILE | os.O_RDWR))
 # FS_IOC_GETFLAGS, as lsattr asks.
 refused(errno.ENOTTY, lambda: fcntl.ioctl(os.open('f', os.O_RDONLY), 0x80086601, bytes(8)))
 ",

@@ -19,6 +19,7 @@ mod differences;
 mod directories;
 mod durable;
 mod files;
+mod nameless;
 mod operation;
 mod pair;
 mod random_operations;

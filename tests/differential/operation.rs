@@ -1,7 +1,7 @@
 //! Operations, and how they are drawn.
 //!
-//! Not drawn, because the mount differs there and `docs/semantics.md` says so:
-//! `O_TMPFILE`, `O_DIRECT`, `RENAME_WHITEOUT`, `chown` to nobody (-1, -1), and `fallocate` with COLLAPSE_RANGE,
+//! `O_TMPFILE` is not drawn (`nameless.rs` has it). Nor is, because the mount differs there
+//! and `docs/semantics.md` says so, `O_DIRECT`, `RENAME_WHITEOUT`, `chown` to nobody (-1, -1), and `fallocate` with COLLAPSE_RANGE,
 //! INSERT_RANGE or UNSHARE_RANGE, which the kernel's FUSE refuses. Times of access are
 //! compared only where they are set. See `differences.rs` for what the mount does then.
 

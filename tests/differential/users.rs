@@ -230,6 +230,16 @@ for where in ('d', 'plain'):
             full(*['%s/%d/%o/%s' % (where, number, mode, name) for name in ('file', 'dir', 'fifo', 'plain', 'socket')])
 as_user(lambda: print(attempt(lambda: open('d/0/666/file', 'a').write('b')), attempt(os.mkdir, 'd/0/666/dir/new')), BOB)
 os.removexattr('d', DEFAULT); os.umask(0o022); os.mkdir('d/later'); full('d', 'd/later')
+# A setgid directory with defaults: its group, the bit and the ACL go down together, into
+# what is made by members and by others, and into what is made in that.
+os.umask(0)
+for number, (uid, groups) in enumerate(((ALICE, [TEAM]), (BOB, []), (0, []))):
+    top = 'shared%d' % number; os.mkdir(top); os.chown(top, 0, TEAM); os.chmod(top, 0o2777)
+    os.setxattr(top, DEFAULT, acl((USER_OBJ, 7, None), (USER, 7, BOB), (GROUP_OBJ, 7, None), (GROUP, 5, OTHERS), (MASK, 7, None), (OTHER, 7, None)))
+    for umask, mode in ((0o077, 0o666), (0o022, 0o2666), (0, 0o2640)):
+        where = ['%s/%o' % (top, mode)]; where += [where[0] + '/dir', where[0] + '/dir/dir']
+        as_user(lambda: [(os.mkdir(where[0], 0o777 | mode & 0o2000))] + [attempt(make, at, mode) for at in where], uid, groups=groups, umask=umask)
+        full(top, where[0], *['%s/%s' % (at, name) for at in where for name in ('file', 'dir', 'fifo', 'plain', 'socket')])
 ",
     );
     pair.down();
