@@ -119,6 +119,15 @@ impl View {
         self.n
     }
 
+    /// Whether every record since the start fitted the tree that is recorded. Where one did
+    /// not, the tree was repaired by what could be known, and the next start scans.
+    pub fn is_exact(&self) -> Result<bool, Error> {
+        Ok(self
+            .connection
+            .prepare_cached("SELECT inexact = 0 FROM progress")?
+            .query_row([], |row| row.get(0))?)
+    }
+
     /// Changes up to this number may be missing from the record of changes. For an
     /// older position [`touched`](Self::touched) answers with everything there is.
     pub fn compacted(&self) -> Result<u64, Error> {

@@ -39,6 +39,7 @@ print(name(fd, 'there'), name(fd, 'missing/x'), name(fd, 'e/named'), shown(fd), 
 print(os.getxattr('e/named', 'user.a'), open('e/named').read(50), os.listdir('d'))
 os.write(fd, b'later'); os.setxattr('e/named', 'user.b', b'after'); print(name(fd, 'd/second'), name(fd, 'd/second'), shown('d/second'))
 os.rename('e/named', 'moved'); os.unlink('d/second'); print(shown(fd), shown('moved'), os.pread(fd, 5, 400000), sorted(os.listdir('.')))
+kept = nameless(); os.setxattr(kept, 'user.only', b'before'); print(name(kept, 'kept'), os.listxattr('kept'))
 # What has lost its last name gets none again.
 gone = nameless(); print(name(gone, 'short')); os.unlink('short'); print(shown(gone), name(gone, 'short'), os.path.exists('short'))
 # What shall never get one does not.

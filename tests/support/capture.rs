@@ -14,6 +14,7 @@ use super::sandbox::Sandbox;
 pub fn assert_captured(sandbox: &Sandbox) {
     sandbox.flush();
     sandbox.kill_daemon();
+    super::recorded::assert_exact(&sandbox.state());
     sandbox
         .mount()
         .expect_said(&["did not end cleanly", "found 0 new, 0 changed, 0 removed"]);

@@ -1,5 +1,6 @@
 //! The equation that every test of the filesystem ends with: the tree that the journal
-//! recorded is the tree that a look at the plain directory shows.
+//! recorded is the tree that a look at the plain directory shows, and no record had to be
+//! bent to fit into it.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -28,6 +29,7 @@ struct Shown {
 /// Fails unless the only journal below `state` says what an unmounted tree shows.
 #[track_caller]
 pub fn assert_recorded(state: &Path, tree: &Path) {
+    assert_exact(state);
     let (recorded, links) = recorded(&journal(state));
     let mut shown = BTreeMap::new();
     look(tree, &RelPath::ROOT, &mut shown);
@@ -48,6 +50,16 @@ pub fn assert_recorded(state: &Path, tree: &Path) {
     let mut names: Vec<_> = names.into_values().collect();
     names.sort();
     assert_eq!(links, names, "hard links");
+}
+
+/// Fails if a record of the last life of the only journal below `state` did not fit the
+/// tree, so that the journal had to guess: what it then shows may be right by chance.
+#[track_caller]
+pub fn assert_exact(state: &Path) {
+    assert!(
+        journal(state).is_exact().unwrap(),
+        "a record did not fit the recorded tree, see the daemon's log"
+    );
 }
 
 fn journal(state: &Path) -> View {
