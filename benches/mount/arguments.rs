@@ -35,9 +35,12 @@ impl Arguments {
         Some(arguments)
     }
 
-    pub fn selects(&self, name: &str) -> bool {
-        self.filter
-            .as_ref()
-            .is_none_or(|filter| filter.split(',').any(|part| name.contains(part)))
+    /// Whether a workload is to be run; one that is `only_named` not by a filter that
+    /// leaves it open.
+    pub fn selects(&self, name: &str, only_named: bool) -> bool {
+        match &self.filter {
+            None => !only_named,
+            Some(filter) => filter.split(',').any(|part| name.contains(part)),
+        }
     }
 }

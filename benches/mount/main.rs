@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Needs root (for the caches to be dropped), `git`, `tar` and `rg`; what is not there is
-//! left out and named. With `--peer` a local directory is mirrored to while the workloads
+//! left out and named. FILTER chooses workloads by parts of their names, with commas between
+//! them; a build of this whole project is measured only if it is named. With `--peer` a local directory is mirrored to while the workloads
 //! run; without, the peer cannot be reached and changes stay in the journal.
 
 #![allow(
@@ -38,7 +39,7 @@ fn main() {
     let bench = Bench::new(&arguments);
     let mut report = Report::new(arguments.peer, arguments.pairs, bench.channel());
     for workload in workloads::all() {
-        if !arguments.selects(workload.name) {
+        if !arguments.selects(workload.name, workload.only_named) {
             continue;
         }
         if let Some(program) = workload

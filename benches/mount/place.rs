@@ -10,6 +10,9 @@ use crate::arguments::Arguments;
 /// A directory to work in, with the data that all workloads share beside it.
 pub struct Place {
     pub dir: PathBuf,
+    /// Made once on this side and used by several workloads and pairs: what is only read,
+    /// or written to anywhere.
+    shared: PathBuf,
     pub data: PathBuf,
 }
 
@@ -28,6 +31,15 @@ impl Place {
 
     pub fn path(&self, at: &str) -> PathBuf {
         self.dir.join(at)
+    }
+
+    /// A path that all pairs share on this side, made by the first who asks.
+    pub fn shared(&self, at: &str, make: impl FnOnce(&Path)) -> PathBuf {
+        let path = self.shared.join(at);
+        if !path.exists() {
+            make(&path);
+        }
+        path
     }
 
     /// Runs a shell script in the directory; `$DATA` is the shared data.
@@ -89,13 +101,13 @@ impl Bench {
     pub fn place(&self, at: usize) -> Place {
         let number = self.places.get();
         self.places.set(number + 1);
-        let dir = self
-            .root
-            .join(["native", "tree"][at])
-            .join(number.to_string());
+        let side = self.root.join(["native", "tree"][at]);
+        let (dir, shared) = (side.join(number.to_string()), side.join("shared"));
         fs::create_dir(&dir).unwrap();
+        fs::create_dir_all(&shared).unwrap();
         Place {
             dir,
+            shared,
             data: self.root.join("data"),
         }
     }

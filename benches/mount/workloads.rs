@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::place::Place;
@@ -17,6 +17,8 @@ pub struct Workload {
     pub needs: &'static [&'static str],
     /// The caches are dropped after `prepare`.
     pub cold: bool,
+    /// It takes so long that it is run only where the filter names it.
+    pub only_named: bool,
     pub prepare: fn(&Place),
     pub run: fn(&Place) -> Duration,
 }
@@ -61,12 +63,14 @@ fn project(place: &Place) {
     ));
 }
 
-/// Packages with deep trees, from a cache that is filled once.
+/// Packages with deep trees, from a cache that is filled once. Without the addresses in the
+/// lock file, which a user's configuration may leave out, `npm ci` asks the registry.
 fn npm_project(place: &Place) {
     place.sh(
         "if [ ! -e \"$DATA/npm/package-lock.json\" ]; then
              mkdir -p \"$DATA/npm\"; cd \"$DATA/npm\"; npm init -y
-             npm install --cache \"$DATA/npm-cache\" --no-audit --no-fund express@4 typescript@5 eslint@8
+             npm install --cache \"$DATA/npm-cache\" --omit-lockfile-registry-resolved=false --no-audit --no-fund \
+                 express@4 typescript@5 eslint@8
              rm -rf node_modules; cd -
          fi
          mkdir app; cp \"$DATA\"/npm/package*.json app",
@@ -94,15 +98,20 @@ fn small_files(place: &Place) {
 }
 
 /// 50,000 names.
-fn many_files(place: &Place) {
-    for dir in 0..100 {
-        let dir = place.path(&format!("many/d{dir}"));
-        fs::create_dir_all(&dir).unwrap();
-        for file in 0..500 {
-            File::create(dir.join(format!("f{file}"))).unwrap();
+fn many(place: &Place) -> PathBuf {
+    place.shared("many", |many| {
+        for dir in 0..100 {
+            let dir = many.join(format!("d{dir}"));
+            fs::create_dir_all(&dir).unwrap();
+            for file in 0..500 {
+                File::create(dir.join(format!("f{file}"))).unwrap();
+            }
         }
-    }
-    walk(&place.path("many"));
+    })
+}
+
+fn many_files(place: &Place) {
+    walk(&many(place));
 }
 
 fn walk(dir: &Path) -> u64 {
@@ -118,22 +127,31 @@ fn walk(dir: &Path) -> u64 {
     sum
 }
 
-fn large(place: &Place) {
+fn make_large(path: &Path) {
     let block = vec![7_u8; MIB];
-    let mut file = File::create(place.path("large")).unwrap();
+    let mut file = File::create(path).unwrap();
     for _ in 0..LARGE / MIB {
         file.write_all(&block).unwrap();
     }
     file.sync_all().unwrap();
 }
 
+/// A file to read from.
+fn large(place: &Place) -> PathBuf {
+    place.shared("large", make_large)
+}
+
+/// A file to write into.
+fn changed(place: &Place) -> PathBuf {
+    place.shared("changed", make_large)
+}
+
 fn warm_large(place: &Place) {
-    large(place);
     read_all(place, MIB);
 }
 
 fn read_all(place: &Place, block: usize) {
-    let mut file = File::open(place.path("large")).unwrap();
+    let mut file = File::open(large(place)).unwrap();
     let mut buffer = vec![0; block];
     while file.read(&mut buffer).unwrap() > 0 {}
 }
@@ -153,9 +171,12 @@ fn write_all(place: &Place, block: usize) {
 }
 
 fn map_all(place: &Place) {
-    let script = "import mmap\nf = open('large', 'rb')\nm = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)\n\
+    let script = "import mmap, sys\nf = open(sys.argv[1], 'rb')\nm = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)\n\
                   s = 0\nfor at in range(0, len(m), 4096): s += m[at]\n";
-    place.sh(&format!("python3 -c \"{script}\""));
+    place.sh(&format!(
+        "python3 -c \"{script}\" '{}'",
+        large(place).display()
+    ));
 }
 
 fn create_many(place: &Place, count: usize) {
@@ -179,6 +200,7 @@ pub fn all() -> Vec<Workload> {
         goal: 1.15,
         needs: &[],
         cold: false,
+        only_named: false,
         prepare: nothing,
         run: |_| Duration::ZERO,
     };
@@ -187,7 +209,7 @@ pub fn all() -> Vec<Workload> {
         Workload {
             name: "stat walk, warm (50,000)",
             prepare: many_files,
-            run: |place| timed(|| assert!(walk(&place.path("many")) > 0)),
+            run: |place| timed(|| assert!(walk(&many(place)) > 0)),
             ..plain
         },
         Workload {
@@ -223,7 +245,7 @@ pub fn all() -> Vec<Workload> {
             name: "random read 1 MiB, warm",
             prepare: warm_large,
             run: |place| {
-                let file = File::open(place.path("large")).unwrap();
+                let file = File::open(large(place)).unwrap();
                 let mut buffer = vec![0; MIB];
                 timed(|| {
                     for at in positions(512, MIB as u64) {
@@ -237,7 +259,7 @@ pub fn all() -> Vec<Workload> {
             name: "random read 4 KiB, warm",
             prepare: warm_large,
             run: |place| {
-                let file = File::open(place.path("large")).unwrap();
+                let file = File::open(large(place)).unwrap();
                 let mut buffer = [0; 4096];
                 timed(|| {
                     for at in positions(50_000, 4096) {
@@ -275,6 +297,21 @@ pub fn all() -> Vec<Workload> {
                     place.sh(
                         "cd project; CARGO_TARGET_DIR=target cargo build -q --offline --locked \
                          -p clap -p tokio",
+                    );
+                })
+            },
+            ..plain
+        },
+        Workload {
+            name: "cargo build, this project",
+            goal: 1.3,
+            needs: &["cargo", "tar"],
+            only_named: true,
+            prepare: project,
+            run: |place| {
+                timed(|| {
+                    place.sh(
+                        "cd project; CARGO_TARGET_DIR=target cargo build -q --offline --locked",
                     );
                 })
             },
@@ -348,7 +385,7 @@ pub fn all() -> Vec<Workload> {
             goal: 4.0,
             cold: true,
             prepare: many_files,
-            run: |place| timed(|| assert!(walk(&place.path("many")) > 0)),
+            run: |place| timed(|| assert!(walk(&many(place)) > 0)),
             ..plain
         },
         Workload {
@@ -367,19 +404,16 @@ pub fn all() -> Vec<Workload> {
             name: "sequential read, cold (256 MiB)",
             goal: 1.5,
             cold: true,
-            prepare: large,
+            prepare: |place| drop(large(place)),
             run: |place| timed(|| read_all(place, MIB)),
             ..plain
         },
         Workload {
             name: "random write 4 KiB",
             goal: 20.0,
-            prepare: large,
+            prepare: |place| drop(changed(place)),
             run: |place| {
-                let file = OpenOptions::new()
-                    .write(true)
-                    .open(place.path("large"))
-                    .unwrap();
+                let file = OpenOptions::new().write(true).open(changed(place)).unwrap();
                 timed(|| {
                     for at in positions(20_000, 4096) {
                         file.write_all_at(&[3; 4096], at).unwrap();
@@ -391,12 +425,9 @@ pub fn all() -> Vec<Workload> {
         Workload {
             name: "random write 1 MiB",
             goal: 1.5,
-            prepare: large,
+            prepare: |place| drop(changed(place)),
             run: |place| {
-                let file = OpenOptions::new()
-                    .write(true)
-                    .open(place.path("large"))
-                    .unwrap();
+                let file = OpenOptions::new().write(true).open(changed(place)).unwrap();
                 let buffer = vec![3; MIB];
                 timed(|| {
                     for at in positions(128, MIB as u64) {
