@@ -530,6 +530,17 @@ impl PeerIndex {
         }
     }
 
+    /// The life of the machine in which contents began to be staged; none if that is not
+    /// known.
+    pub fn boot(&self) -> Result<Option<Vec<u8>>, IndexError> {
+        self.meta("boot")
+    }
+
+    /// Notes in which life of the machine contents are staged from here on.
+    pub fn set_boot(&mut self, boot: &[u8]) -> Result<(), IndexError> {
+        self.set_meta("boot", boot)
+    }
+
     /// The redo record of a batch whose traces may not have reached the disk yet.
     pub fn redo(&self) -> Result<Option<Vec<u8>>, IndexError> {
         self.meta("redo")

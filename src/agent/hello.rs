@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
-use mirrorfs_journal::index::PeerIndex;
+use mirrorfs_journal::index::{Durable, PeerIndex};
 use mirrorfs_journal::{ChainLink, Marked};
 
 use super::lock::Lock;
@@ -112,6 +112,7 @@ fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
         tracing::info!(batch = %outcome.batch, "completed an interrupted batch");
         renew(&mut index, &outcome)?;
     }
+    distrust_staged(&staging, &mut index)?;
     // The tree says itself which agreement it holds. It and the index differ if one of
     // the two was restored from a copy, or the index was lost.
     let mount = hello.replica;
@@ -165,6 +166,22 @@ fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
         settled,
     };
     Ok((answer, served, reserved, staging, index, lock))
+}
+
+/// Drops what was staged in another life of the machine. Contents are synced with the batch
+/// that needs them, and what had arrived before a power loss may be anything by now, under
+/// its name and with its size. Called once no batch is under way any more.
+fn distrust_staged(staging: &Staging, index: &mut PeerIndex) -> Result<(), Error> {
+    let boot = mirrorfs_journal::boot_id().ok();
+    let boot = boot.as_deref().map(str::as_bytes);
+    if boot.is_some() && index.boot()?.as_deref() == boot {
+        return Ok(());
+    }
+    staging.clean(&|_| false)?;
+    if let Some(boot) = boot {
+        index.transaction(Durable::Process, |index| index.set_boot(boot))?;
+    }
+    Ok(())
 }
 
 type LastAnswer = (Option<ChainLink>, Vec<crate::wire::message::Divergence>);

@@ -97,6 +97,19 @@ impl Peer {
         mount
     }
 
+    /// Has the agent's index say that the machine was started anew since.
+    fn boot_anew(&self) {
+        let (root, state) = (self.dir.path(), self.state.path());
+        let served = root::Served::open(root, state, false).unwrap();
+        let (_, identity) = Reserved::open(served.root.fd()).unwrap().unwrap();
+        let mut index = open_index(&served, state, identity.replica).unwrap();
+        index
+            .transaction::<_, IndexError>(mirrorfs_journal::index::Durable::Process, |index| {
+                index.set_boot(b"an earlier one")
+            })
+            .unwrap();
+    }
+
     /// A session up to the end of the first report.
     fn meet(&self, seen: Option<Revision>) -> (Mount, AgentHello) {
         self.meet_as(hello(seen))
@@ -659,6 +672,59 @@ fn contents_go_on_where_they_stopped_and_known_ones_do_not_travel() {
     mount.hang_up().unwrap();
     let staging = peer.path(".mirrorfs/staging");
     assert_eq!(fs::read_dir(staging).unwrap().count(), 0);
+}
+
+/// design.md, "Power loss proves nothing": a peer does the same with what it had not synced,
+/// and asks for it again.
+#[test]
+fn what_was_staged_before_a_power_loss_is_asked_for_again() {
+    let peer = Peer::new();
+    let (half, whole) = (vec![7; 300_000], vec![8; 100_000]);
+    let ops = [("half", &half), ("whole", &whole)].map(|(at, content)| Op::Put {
+        path: path(at),
+        entry: file(content),
+        expect: Expect::Absent,
+    });
+    let names = [
+        format!("{}.part", ContentHash::of(&half)),
+        ContentHash::of(&whole).to_string(),
+    ];
+    let staged = names.map(|name| peer.path(".mirrorfs/staging").join(name));
+    let (mut mount, _) = peer.meet(None);
+    mount.offer(Id([1; 16]), &ops);
+    mount.data(ContentHash::of(&half), 0, &half[..200_000]);
+    mount.data(ContentHash::of(&whole), 0, &whole);
+    mount.drain();
+    mount.hang_up().unwrap();
+    // In the same life of the machine it goes on where it stopped.
+    let (mut mount, _) = peer.meet(None);
+    let wants = mount.offer(Id([2; 16]), &ops);
+    assert_eq!(
+        wants.iter().map(|want| want.have).collect::<Vec<_>>(),
+        [200_000]
+    );
+    mount.drain();
+    mount.hang_up().unwrap();
+    // The power fails: of what was written the sizes are left.
+    for staged in &staged {
+        let size = fs::metadata(staged).unwrap().len();
+        fs::write(staged, vec![0; usize::try_from(size).unwrap()]).unwrap();
+    }
+    peer.boot_anew();
+    let (mut mount, _) = peer.meet(None);
+    let wants = mount.offer(Id([3; 16]), &ops);
+    let mut asked: Vec<_> = wants.iter().map(|want| (want.hash, want.have)).collect();
+    asked.sort();
+    let mut all = [(ContentHash::of(&half), 0), (ContentHash::of(&whole), 0)];
+    all.sort();
+    assert_eq!(asked, all);
+    mount.data(ContentHash::of(&half), 0, &half);
+    mount.data(ContentHash::of(&whole), 0, &whole);
+    assert_eq!(mount.commit(Id([3; 16]), 3), Ok(Vec::new()));
+    mount.durable(Id([3; 16]));
+    assert_eq!(fs::read(peer.path("half")).unwrap(), half);
+    assert_eq!(fs::read(peer.path("whole")).unwrap(), whole);
+    mount.hang_up().unwrap();
 }
 
 #[test]
