@@ -40,6 +40,8 @@ pub use look::look;
 pub use model::*;
 pub use recorder::{Barrier, Mark, Recorder};
 pub use snapshot::Snapshot;
-pub use start::{Start, boot_id};
+pub use start::{Start, boot_id, boot_is_pretended};
 pub use update::Update;
-pub use view::{Base, BaseChange, Conflict, Event, EventKind, Node, Peer, Proposal, View, What};
+pub use view::{
+    Base, BaseChange, Conflict, Event, EventKind, LostName, Node, Peer, Proposal, View, What,
+};

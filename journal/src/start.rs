@@ -125,7 +125,7 @@ fn begin(path: &Path) -> Result<Opened, Error> {
 /// Names this life of the machine: the kernel draws it at each start. `MIRRORFS_BOOT_ID`
 /// stands in for it where a test pretends that the machine was started anew.
 pub fn boot_id() -> Result<String, Error> {
-    if let Some(id) = std::env::var_os("MIRRORFS_BOOT_ID").filter(|id| !id.is_empty()) {
+    if let Some(id) = pretended() {
         // As long as the kernel's.
         return Ok(format!("{:0>36}", id.to_string_lossy()));
     }
@@ -136,6 +136,16 @@ pub fn boot_id() -> Result<String, Error> {
         source,
     })?;
     Ok(id.trim_end().to_owned())
+}
+
+/// Whether a test pretends that the machine was started anew: then nothing can be learned
+/// from how times relate to that.
+pub fn boot_is_pretended() -> bool {
+    pretended().is_some()
+}
+
+fn pretended() -> Option<OsString> {
+    std::env::var_os("MIRRORFS_BOOT_ID").filter(|id| !id.is_empty())
 }
 
 /// Renames the database and its companions, and returns the database's new name.

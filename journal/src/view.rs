@@ -4,7 +4,7 @@
 mod history;
 mod peers;
 
-pub use history::{Event, EventKind, What};
+pub use history::{Event, EventKind, LostName, What};
 pub(crate) use peers::below;
 pub use peers::{Base, BaseChange, Conflict, Peer, Proposal};
 

@@ -149,9 +149,21 @@ impl Site {
         }
         let filesystem = Filesystem::new(lower, journal.recorder(), FsOptions::default())
             .or_fail(|| format!("cannot serve {name}"))?;
+        let power_loss = crate::replicator::power_loss(&journal, &start)
+            .or_fail(|| format!("cannot tell whether the machine went down under {name}"))?;
         let recovery = filesystem
             .recover(&journal)
             .or_fail(|| format!("cannot scan {name}"))?;
+        if let Some(power_loss) = power_loss {
+            let doubts = power_loss
+                .doubt(&journal, &filesystem)
+                .or_fail(|| format!("cannot tell what a power loss has done to {name}"))?;
+            if doubts > 0 {
+                say.announce(Announcement::Warning(format!(
+                    "the machine went down when {doubts} names had just been changed: they are neither sent nor deleted elsewhere as they are, and what a peer has of them comes back from there"
+                )));
+            }
+        }
         crate::replicator::renew_lost_copies(&journal)
             .or_fail(|| format!("cannot go through the conflicts of {name}"))?;
         if let Some(note) = recovered(&start, &recovery, cleared) {

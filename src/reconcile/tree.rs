@@ -28,6 +28,8 @@ pub enum Held {
     Brake,
     /// It lies below a name in conflict.
     BelowConflict,
+    /// A power loss may have made this side what it is.
+    Doubt,
 }
 
 /// What is to be done about one name.
@@ -253,19 +255,30 @@ impl Plan {
                 held.push(path.clone());
             }
         }
-        // What stays keeps its directories, also from becoming something else.
         for path in held {
-            let mut at = path.parent();
-            while let Some(parent) = at {
-                if let Some((_, decision @ Decision::Agree { .. })) =
-                    self.decisions.get_mut(&parent)
-                    && !decision.makes_directory()
-                {
-                    *decision = Decision::Hold(Held::Brake);
-                    self.hold_below(&parent, Held::Brake);
-                }
-                at = parent.parent();
+            self.hold_parents(&path, Held::Brake);
+        }
+    }
+
+    /// Leaves a name as it is on both sides, with the directories that it is in.
+    pub fn hold(&mut self, path: &RelPath, why: Held) {
+        if let Some((_, decision)) = self.decisions.get_mut(path) {
+            *decision = Decision::Hold(why);
+        }
+        self.hold_parents(path, why);
+    }
+
+    /// What stays keeps its directories, also from becoming something else.
+    fn hold_parents(&mut self, path: &RelPath, why: Held) {
+        let mut at = path.parent();
+        while let Some(parent) = at {
+            if let Some((_, decision @ Decision::Agree { .. })) = self.decisions.get_mut(&parent)
+                && !decision.makes_directory()
+            {
+                *decision = Decision::Hold(why);
+                self.hold_below(&parent, why);
             }
+            at = parent.parent();
         }
     }
 

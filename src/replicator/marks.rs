@@ -27,6 +27,14 @@ struct Written {
     next: Option<Agreement>,
 }
 
+/// Up to which change lower is known to be on disk.
+pub(super) fn synced(view: &View) -> Result<u64, mirrorfs_journal::Error> {
+    let stored = view
+        .setting(SYNCED)?
+        .and_then(|bytes| bytes.try_into().ok());
+    Ok(stored.map_or(0, u64::from_le_bytes))
+}
+
 fn key(peer: PeerId) -> String {
     format!("mark.{}", peer.0)
 }

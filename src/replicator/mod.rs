@@ -9,6 +9,7 @@
 pub mod apply;
 pub mod batch;
 pub mod conflict;
+mod doubts;
 mod driver;
 pub mod handle;
 mod link;
@@ -16,6 +17,8 @@ pub mod machine;
 mod marks;
 mod merge;
 pub mod moves;
+#[cfg(test)]
+mod planning;
 mod repositories;
 pub mod round;
 pub mod scope;
@@ -29,6 +32,7 @@ pub(crate) use driver::simulated::Stepped;
 
 pub use apply::LocalTree;
 pub use conflict::{RemoteVersion, kept_name};
+pub use doubts::{PowerLoss, power_loss};
 pub use handle::{Connect, Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
 pub use marks::{Secured, check_marks, secure};
 pub use repositories::{UnitState, unit_state};

@@ -17,6 +17,7 @@ use crate::wire::message::{Agreed, Divergence, Op, PIECE, Revision, ToAgent, row
 use super::Error;
 use super::batch::{Batch, Step, steps};
 use super::conflict::{Artefacts, RemoteVersion, kept_name};
+use super::doubts::Doubts;
 use super::handle::Preview;
 use super::machine::{Fetch, Planned};
 use super::moves::Moves;
@@ -216,6 +217,7 @@ pub fn plan(
         return Err(Error::UnknownPeer);
     };
     let unsettled = load_unsettled(&snapshot, peer.id)?;
+    let known_doubts = Doubts::load(&snapshot, peer.id)?;
     // What another policy has held back is looked at again.
     let policy_is_news = store::policy_is_news(&snapshot, peer.id, orders.policy)?;
     let looked_at = Peer {
@@ -239,7 +241,7 @@ pub fn plan(
     let mut scope = gather(
         &snapshot,
         &looked_at,
-        &unsettled,
+        (&unsettled, &known_doubts),
         &artefacts,
         &|path| orders.resolutions.contains_key(path),
         &mut |path, node| {
@@ -251,10 +253,16 @@ pub fn plan(
     if cut.abandoned() {
         return Err(Error::Abandoned);
     }
-    if !hashed.is_empty() {
+    let mut doubts = known_doubts.clone();
+    let stand = doubts.weigh(&snapshot, &peer, &mut scope)?;
+    if !hashed.is_empty() || doubts != known_doubts {
+        let peer = peer.id;
         journal.update(Durability::Normal, move |update| {
             for (node, content_n, hash) in hashed {
                 update.set_hash(node, content_n, hash)?;
+            }
+            if doubts != known_doubts {
+                doubts.store(update, peer)?;
             }
             Ok(())
         })?;
@@ -266,6 +274,7 @@ pub fn plan(
         std::mem::take(&mut scope.git),
         orders.policy,
     );
+    let in_doubt = stand.settle(&mut decided);
     if seeded::has(Bug::NewestWins) {
         settle_by_time(&mut decided);
     }
@@ -313,6 +322,7 @@ pub fn plan(
     round.policy_is_news = policy_is_news;
     round.had_unsettled = !unsettled.is_empty();
     let planned = summarise(&mut round, &snapshot, orders)?;
+    round.problems.extend(in_doubt);
     round
         .cut
         .needs(round.sources.values().map(|source| source.ino).collect());
@@ -1100,6 +1110,7 @@ impl Round {
                 Decision::Hold(Held::Policy) => ("held", "the mode does not let it travel"),
                 Decision::Hold(Held::Brake) => ("held", "too many deletions at once"),
                 Decision::Hold(Held::BelowConflict) => ("held", "below a conflict"),
+                Decision::Hold(Held::Doubt) => ("held", "in doubt since the machine went down"),
             };
             lines.push(Preview {
                 action,

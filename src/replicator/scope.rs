@@ -15,6 +15,7 @@ use crate::tree::{
     Attr, Content, ContentHash, Entry, Ino, Kind, NodeId, RelPath, Timestamp, Xattrs, git,
 };
 
+use super::doubts::Doubts;
 use super::moves::Moves;
 use super::repositories::Repositories;
 
@@ -148,12 +149,13 @@ pub(super) fn only_local(view: &View, directory: NodeId) -> Result<bool, Error> 
     Ok(found)
 }
 
-/// Collects the names that may differ between the sides, with their three legs. Of Git
+/// Collects the names that may differ between the sides, with their three legs: those that
+/// changed, were left over, or are in doubt since a power loss. Of Git
 /// directories whose conflict somebody `decided` about, everything is looked at.
-pub fn gather(
+pub(super) fn gather(
     snapshot: &Snapshot,
     peer: &Peer,
-    unsettled: &Unsettled,
+    (unsettled, doubts): (&Unsettled, &Doubts),
     artefacts: &BTreeSet<RelPath>,
     decided: &dyn Fn(&RelPath) -> bool,
     hash: &mut Hasher<'_>,
@@ -166,6 +168,7 @@ pub fn gather(
         pending: &pending,
     };
     let mut touched = unsettled.nodes.clone();
+    touched.extend(doubts.nodes());
     // Without a base, and with one of which it is not known what has changed since.
     let all = peer.cursor == 0;
     if all {
@@ -184,6 +187,7 @@ pub fn gather(
         names.extend(gathering.base_subtree(&RelPath::ROOT, &moves)?);
     }
     names.extend(unsettled.paths.iter().cloned());
+    names.extend(doubts.paths().map(|path| moves.relocate(path)));
     for (from, to) in rejected {
         names.extend(gathering.base_subtree(&from, &moves)?);
         gathering.local_subtree(&to, &mut names)?;

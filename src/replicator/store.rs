@@ -291,7 +291,9 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<(), Error> {
     let terms = postcard::to_stdvec(&terms).map_err(|_| Error::Unencodable)?;
     let placed = round.placed.clone();
     let mut proposal = round.proposal(changes);
-    journal.update(Durability::Normal, move |update| {
+    // Durably, with everything before it, before the peer is told to commit: what it
+    // acknowledges is then on record, whatever a power loss takes.
+    journal.update(Durability::Full, move |update| {
         for change in &mut proposal.changes {
             if let BaseChange::Put { path, node, .. } = change
                 && let Some((ino, _)) = placed.get(path)
@@ -579,6 +581,7 @@ pub fn forget_peer(journal: &Journal, reserved: &Reserved, peer: PeerId) -> Resu
         let replica = update.peer(peer)?.and_then(|peer| peer.replica);
         update.remove_setting(&kept_key(peer))?;
         update.remove_setting(&unsettled_key(peer))?;
+        update.remove_setting(&super::doubts::doubts_key(peer))?;
         super::marks::forget_mark(update, peer)?;
         update.remove_peer(peer)?;
         Ok(replica)

@@ -7,6 +7,7 @@ use mirrorfs_journal::{BaseChange, Change, Durability, Journal, Origin};
 use proptest::prelude::*;
 
 use super::batch::{Batch, Step, steps};
+use super::doubts::Doubts;
 use super::scope::{Scope, Unsettled, gather};
 use crate::reconcile::{Decision, Git, Plan, Policy, Sides, reconcile};
 use crate::tree::*;
@@ -478,7 +479,7 @@ impl Pair {
         let mut scope = gather(
             &snapshot,
             &peer,
-            &Unsettled::default(),
+            (&Unsettled::default(), &Doubts::default()),
             &BTreeSet::new(),
             &|_| false,
             &mut |path, _| match &tree[path].content {

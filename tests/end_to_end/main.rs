@@ -33,6 +33,7 @@ mod odd_peers;
 mod ordinary_user;
 mod peer_disk;
 mod peers;
+mod power_loss;
 mod refusals;
 mod repositories;
 mod rollback;

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rusqlite::Row;
+use rusqlite::{OptionalExtension, Row};
 
 use super::View;
 use crate::change::DISPLACED;
@@ -88,7 +88,47 @@ struct Names<'v> {
     by_node: HashMap<i64, Vec<Named>>,
 }
 
+/// A name that something lost.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LostName {
+    /// The change that took it.
+    pub n: u64,
+    /// What had it.
+    pub node: NodeId,
+    /// The directory and the name, if they are on record.
+    pub place: Option<(NodeId, Vec<u8>)>,
+}
+
 impl View {
+    /// The names that were removed, or given to something else, after a change.
+    pub fn names_lost(&self, since: u64) -> Result<Vec<LostName>, Error> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT n, node, parent, name FROM change
+             WHERE n > ?1 AND kind IN (?2, ?3) ORDER BY n",
+        )?;
+        let mut rows = statement.query((since.cast_signed(), LOSES[0], LOSES[1]))?;
+        let mut lost = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (parent, name): (Option<i64>, Option<Vec<u8>>) = (row.get(2)?, row.get(3)?);
+            lost.push(LostName {
+                n: row.get::<_, i64>(0)?.cast_unsigned(),
+                node: NodeId(row.get(1)?),
+                place: parent.map(NodeId).zip(name),
+            });
+        }
+        Ok(lost)
+    }
+
+    /// When the last change on record was recorded.
+    pub fn recorded_at(&self) -> Result<Option<Timestamp>, Error> {
+        let at: Option<i64> = self
+            .connection
+            .prepare_cached("SELECT at FROM change ORDER BY n DESC LIMIT 1")?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        Ok(at.map(codec::from_millis))
+    }
+
     /// Shows what is on record since a moment, the latest first, until `visit` has enough.
     pub fn history(
         &self,

@@ -2,6 +2,7 @@
 //! journal.
 
 mod cuts;
+mod doubts;
 mod ops;
 mod recovery;
 
