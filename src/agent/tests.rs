@@ -18,8 +18,9 @@ use crate::tree::{
 use crate::wire::frame::{read_magic, read_message, write_magic, write_message};
 use crate::wire::message::{
     AgentHello, Agreed, BaseFrom, BatchId, Divergence, Expect, MountHello, Op, PROTOCOL_MAX,
-    PROTOCOL_MIN, Revision, ToAgent, ToMount,
+    Revision, ToAgent, ToMount,
 };
+use crate::wire::version::Introduction;
 
 /// Longer than anything takes that works.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -139,16 +140,8 @@ impl Peer {
 
 fn hello(seen: Option<Revision>) -> MountHello {
     MountHello {
-        protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
-        features: Vec::new(),
-        version: "test".to_owned(),
-        mirror: MIRROR,
-        replica: MOUNT,
-        session: Id::random().unwrap(),
-        agreement: None,
-        proposed: None,
         seen,
-        peer: None,
+        ..Introduction::hello(MIRROR, MOUNT, Id::random().unwrap())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::replica::Reserved;
 use crate::transport::{self, ConnectError, ConnectOptions, Link, PeerUrl};
 use crate::tree::{Id, MirrorId};
 use crate::wire::frame;
-use crate::wire::message::{MountHello, Refusal, ToAgent, ToMount};
+use crate::wire::message::{Refusal, ToAgent, ToMount};
 use crate::wire::version::{Introduction, answered};
 
 /// How long a peer may take to answer.
@@ -114,24 +114,8 @@ fn greet(link: &Link, mirror: MirrorId) -> Result<ToMount, frame::FrameError> {
     stream.set_read_timeout(Some(PATIENCE))?;
     frame::write_magic(&mut stream)?;
     let random = || Id::random().map_err(|error| std::io::Error::other(error.to_string()));
-    let Introduction {
-        protocol,
-        features,
-        version,
-    } = Introduction::own();
-    let hello = MountHello {
-        protocol,
-        features,
-        version,
-        mirror,
-        // No replica yet: the tree gets its own once it is known which mirror it is in.
-        replica: random()?,
-        session: random()?,
-        agreement: None,
-        proposed: None,
-        seen: None,
-        peer: None,
-    };
+    // No replica yet: the tree gets its own once it is known which mirror it is in.
+    let hello = Introduction::hello(mirror, random()?, random()?);
     frame::write_message(&mut stream, &ToAgent::Hello(hello))?;
     frame::read_magic(&mut stream)?;
     let first = frame::read_first(&mut stream)?.ok_or(frame::FrameError::Truncated)?;

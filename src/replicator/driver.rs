@@ -432,23 +432,11 @@ impl Driver {
     }
 
     fn hello(&self) -> Result<MountHello, Error> {
-        let Introduction {
-            protocol,
-            features,
-            version,
-        } = Introduction::own();
-        Ok(MountHello {
-            protocol,
-            features,
-            version,
-            mirror: self.context.mirror,
-            replica: self.context.replica,
-            session: Id::random().map_err(|_| Error::Random)?,
-            agreement: None,
-            proposed: None,
-            seen: None,
-            peer: None,
-        })
+        let session = Id::random().map_err(|_| Error::Random)?;
+        let Context {
+            mirror, replica, ..
+        } = self.context;
+        Ok(Introduction::hello(mirror, replica, session))
     }
 
     async fn meet(&mut self, hello: AgentHello) -> Option<Event> {

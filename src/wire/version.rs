@@ -11,6 +11,7 @@ use super::frame::FrameError;
 use super::message::{
     AgentHello, MountHello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, ToAgent, ToMount,
 };
+use crate::tree::{Id, MirrorId, ReplicaId};
 
 /// The optional parts of the protocol that this program knows, by name. A part is used
 /// where both sides name it.
@@ -52,6 +53,28 @@ impl Introduction {
             protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
             features: FEATURES.iter().map(|&name| name.to_owned()).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// The hello with which this program begins a session with a peer of which it knows
+    /// nothing yet. What is known is filled in from the journal.
+    pub fn hello(mirror: MirrorId, replica: ReplicaId, session: Id) -> MountHello {
+        let Self {
+            protocol,
+            features,
+            version,
+        } = Self::own();
+        MountHello {
+            protocol,
+            features,
+            version,
+            mirror,
+            replica,
+            session,
+            agreement: None,
+            proposed: None,
+            seen: None,
+            peer: None,
         }
     }
 

@@ -40,5 +40,6 @@ mod rollback;
 mod scale;
 mod settle;
 mod trash;
+mod versions;
 mod watch;
 mod without_mount;

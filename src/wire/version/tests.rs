@@ -35,19 +35,7 @@ fn mount_says(plain: &[u8]) -> Result<Result<MountHello, Refusal>, FrameError> {
 }
 
 fn mount_hello() -> MountHello {
-    let own = Introduction::own();
-    MountHello {
-        protocol: own.protocol,
-        features: own.features,
-        version: own.version,
-        mirror: Id([1; 16]),
-        replica: Id([2; 16]),
-        session: Id([3; 16]),
-        agreement: None,
-        proposed: None,
-        seen: None,
-        peer: None,
-    }
+    Introduction::hello(Id([1; 16]), Id([2; 16]), Id([3; 16]))
 }
 
 fn encoded<M: Serialize>(message: &M) -> Vec<u8> {
