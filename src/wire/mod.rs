@@ -3,4 +3,5 @@
 pub mod flow;
 pub mod frame;
 pub mod message;
+pub mod probe;
 pub mod version;
