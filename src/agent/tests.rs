@@ -1317,3 +1317,5 @@ fn numbers_from_the_future_change_nothing() {
     assert!(answer.whole && mount.shows("after", "after"));
     mount.hang_up().unwrap();
 }
+
+mod hostile;

@@ -176,6 +176,11 @@ impl Driver {
 
     /// The agent has said something.
     async fn message(&mut self, message: ToMount) {
+        let expected = self.session.as_mut().map(|session| &mut session.expected);
+        if let Some(Err(reason)) = expected.map(|expected| expected.check(&message)) {
+            self.feed(Event::LinkLost(reason)).await;
+            return;
+        }
         self.note(&message);
         let content = match &message {
             ToMount::Fetched { bytes, .. } => Some(bytes.len()),

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::driver::lock;
+use super::expected::Expected;
 use crate::clock::monotonic;
 use crate::transport::Link;
 use crate::wire::flow::{Flow, NeverSent};
@@ -27,6 +28,8 @@ pub(super) struct Session {
     contents: Arc<Contents>,
     /// How many bytes of content this side is done with.
     taken: u64,
+    /// What the agent may say.
+    pub(super) expected: Expected,
     tasks: Vec<JoinHandle<()>>,
     /// Keeps the transport alive; tells why it ended. None in a simulation.
     link: Option<Link>,
@@ -132,6 +135,7 @@ impl Session {
             outgoing,
             contents,
             taken: 0,
+            expected: Expected::default(),
             tasks: vec![reading, writing],
             link: Some(link),
         })
@@ -175,6 +179,7 @@ impl Session {
             contents: Arc::new(Contents::over(outgoing.clone())),
             outgoing,
             taken: 0,
+            expected: Expected::default(),
             tasks: Vec::new(),
             link: None,
         };

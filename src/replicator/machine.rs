@@ -764,6 +764,12 @@ impl Machine {
                     self.fail_round(reason);
                 }
             }
+            // Of an earlier round or session, an answer may come late.
+            ToMount::Fetched { request, .. } | ToMount::FetchFailed { request, .. }
+                if request >= self.next_request =>
+            {
+                self.lose("the agent sent a content that nobody asked for".to_owned());
+            }
             ToMount::Fetched {
                 request,
                 offset,

@@ -11,6 +11,7 @@ pub mod batch;
 pub mod conflict;
 mod doubts;
 mod driver;
+mod expected;
 pub mod handle;
 mod link;
 pub mod machine;

@@ -93,6 +93,26 @@ pub fn below(root: &Path) -> Vec<Process> {
     found
 }
 
+/// The processes that a process has started and that are still its own.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children.split_whitespace().flat_map(str::parse).collect()
+}
+
+/// What a process calls itself.
+pub fn name_of(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default()
+}
+
+/// The most memory that a process has used so far, in bytes.
+pub fn peak_memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.unwrap().trim().parse::<u64>().unwrap() * 1024
+}
+
 fn is_mirrorfs(process: &Path) -> bool {
     std::fs::read_link(process.join("exe")).is_ok_and(|program| {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
