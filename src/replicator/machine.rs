@@ -20,8 +20,9 @@ const QUIET: Duration = Duration::from_millis(4);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How many contents are asked for at once.
 const FETCHES: usize = 32;
-/// First and longest pause before a connection is tried again.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// First and longest pause before a connection is tried again, without the up to a quarter
+/// more that makes it different for each peer and attempt: from 1 to 30 seconds in all.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24));
 /// How often a peer that waits for a person is looked at.
 const HALTED: Duration = Duration::from_secs(5);
 /// First and longest pause before work that could not be done is tried again.
@@ -1070,7 +1071,6 @@ impl Machine {
         self.last_error = Some(reason);
         let pause = BACKOFF.0 * 2_u32.saturating_pow(self.attempts.saturating_sub(1).min(6));
         let pause = pause.min(BACKOFF.1);
-        // Up to a quarter more, different for each peer and attempt.
         let spread = self.jitter.wrapping_mul(u64::from(self.attempts) * 2 + 1) % 250;
         let mut until = self.now + pause + pause.mul_f64(spread as f64 / 1000.0);
         if std::mem::take(&mut self.again) {

@@ -121,26 +121,6 @@ fn the_mount_never_waits_for_the_link() {
     assert_eq!(status.peer().pending_changes, 0, "{status:?}");
 }
 
-/// "A bad link is normal": a link that falls silent for good is noticed by the deadline of
-/// the application's own ping, and another connection is made.
-#[test]
-fn a_silent_link_is_given_up_and_made_again() {
-    let (sandbox, server) = pair();
-    sandbox.mount_with(server.url(&sandbox.peer()));
-    sandbox.flush();
-    server.link.stall();
-    sandbox.sh(&sandbox.tree(), "echo x >file");
-    wait_until("the silence is noticed", Duration::from_secs(120), || {
-        sandbox.status().peer().state != "connected"
-    });
-    // What hung stays hung; only new connections work.
-    server.link.cut();
-    server.link.restore();
-    sandbox.connected();
-    sandbox.flush();
-    assert!(sandbox.peer().join("file").exists());
-}
-
 /// With the peer out of reach a mount still comes up, and what is done in it arrives
 /// later. "No peer: local work goes on."
 #[test]
@@ -161,8 +141,7 @@ fn a_known_mirror_mounts_without_its_peer() {
     assert_same(&sandbox.tree(), &sandbox.peer());
 }
 
-/// "OpenSSH rekeys every 1 to 4 GB: test with RekeyLimit." The link renews its keys all
-/// the time while data flows both ways.
+/// The transport for what libssh2 cannot do.
 #[test]
 fn files_cross_whole_over_a_plain_ssh_program() {
     let (mut sandbox, server) = pair();

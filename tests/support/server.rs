@@ -2,12 +2,15 @@
 //! can be cut.
 
 use std::fs::Permissions;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::process;
 use super::program::run;
 use super::proxy::Proxy;
 use super::sandbox::Sandbox;
@@ -17,6 +20,7 @@ use super::wait::{PROMPT, eventually};
 pub struct Server {
     pub link: Proxy,
     sshd: Child,
+    port: u16,
     keys: PathBuf,
 }
 
@@ -24,6 +28,12 @@ impl Server {
     /// Starts the server and tells the sandbox's commands how to reach it: key, known
     /// host, and an agent with a state directory of its own.
     pub fn start(sandbox: &mut Sandbox) -> Self {
+        Self::start_with(sandbox, "", &[])
+    }
+
+    /// The same with further lines in sshd's configuration, and with sshd started by a
+    /// command that puts it somewhere else (into another network).
+    pub fn start_with(sandbox: &mut Sandbox, config: &str, by: &[&str]) -> Self {
         let keys = sandbox.root().join("ssh");
         std::fs::create_dir(&keys).unwrap();
         for name in ["host", "client"] {
@@ -36,9 +46,14 @@ impl Server {
             .ok();
         }
         std::fs::copy(keys.join("client.pub"), keys.join("authorized")).unwrap();
-        let (sshd, port) = start_sshd(&keys);
+        let (sshd, port) = start_sshd(&keys, config, by);
         let link = Proxy::to(port);
-        let server = Self { link, sshd, keys };
+        let server = Self {
+            link,
+            sshd,
+            port,
+            keys,
+        };
         server.know_host(true);
 
         server.set_for_agents(sandbox, &[]);
@@ -69,6 +84,37 @@ impl Server {
     /// The URL of a directory behind this server, for the user the tests run as.
     pub fn url(&self, dir: &Path) -> String {
         self.url_of(&whoami(), dir)
+    }
+
+    /// The URL of a directory for who reaches sshd itself, and lists its key for that.
+    pub fn direct_url(&self, dir: &Path) -> String {
+        let key = std::fs::read_to_string(self.keys.join("host.pub")).unwrap();
+        let line = format!("[127.0.0.1]:{} {key}", self.port);
+        std::fs::write(self.known_hosts(), line).unwrap();
+        format!(
+            "ssh://{}@127.0.0.1:{}{}",
+            whoami(),
+            self.port,
+            dir.display()
+        )
+    }
+
+    /// Stops what serves the connections of now in its tracks: they stay open, and nobody
+    /// answers. New ones are served.
+    pub fn pause(&self) -> Paused {
+        let mut sessions = process::children_of(self.sshd.id());
+        let mut at = 0;
+        while let Some(session) = sessions.get(at).copied() {
+            at += 1;
+            // What a session runs with fewer rights is sshd as well; the agent is not.
+            let below = process::children_of(session).into_iter();
+            sessions.extend(below.filter(|pid| process::name_of(*pid).starts_with("sshd")));
+        }
+        let pid = |session| Pid::from_raw(i32::try_from(session).unwrap()).unwrap();
+        let paused = Paused(sessions.into_iter().map(pid).collect());
+        assert!(!paused.0.is_empty(), "nobody is served");
+        paused.send(Signal::STOP);
+        paused
     }
 
     /// The URL of a directory behind this server.
@@ -104,6 +150,24 @@ impl Server {
     }
 }
 
+/// Processes that are stopped. They go on when this is dropped, and find their connections
+/// closed by then.
+pub struct Paused(Vec<Pid>);
+
+impl Paused {
+    fn send(&self, signal: Signal) {
+        for pid in &self.0 {
+            kill_process(*pid, signal).ok();
+        }
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.send(Signal::CONT);
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.sshd.kill().ok();
@@ -121,7 +185,7 @@ fn whoami() -> String {
     name.trim().to_owned()
 }
 
-fn start_sshd(keys: &Path) -> (Child, u16) {
+fn start_sshd(keys: &Path, further: &str, by: &[&str]) -> (Child, u16) {
     // Where sshd separates its privileges; the service's start script would make it.
     std::fs::create_dir_all("/run/sshd").ok();
     let log = keys.join("sshd.log");
@@ -142,13 +206,17 @@ fn start_sshd(keys: &Path) -> (Child, u16) {
              KbdInteractiveAuthentication no\n\
              PermitRootLogin prohibit-password\n\
              MaxStartups 100\n\
-             LogLevel VERBOSE\n",
+             LogLevel VERBOSE\n\
+             {further}\n",
             keys = keys.display()
         );
         let config_path = keys.join("sshd_config");
         std::fs::write(&config_path, config).map_err(|error| error.to_string())?;
         // sshd insists on an absolute path, because it runs itself again.
-        let mut sshd = Command::new("/usr/sbin/sshd")
+        let mut words = by.iter().copied().chain(["/usr/sbin/sshd"]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        let mut sshd = command
+            .args(words)
             .arg("-f")
             .arg(&config_path)
             .arg("-D")
@@ -160,7 +228,10 @@ fn start_sshd(keys: &Path) -> (Child, u16) {
             .spawn()
             .map_err(|error| format!("/usr/sbin/sshd: {error}"))?;
         for _ in 0..500 {
-            if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            let listens = std::fs::read_to_string(&log).is_ok_and(|log| {
+                log.contains(&format!("Server listening on 127.0.0.1 port {port}."))
+            });
+            if listens {
                 return Ok((sshd, port));
             }
             if sshd.try_wait().is_ok_and(|ended| ended.is_some()) {

@@ -449,7 +449,7 @@ fn back_off_grows_and_a_flush_learns_that_nobody_is_there() {
     let mut world = World::new();
     world.tell(Event::Tick);
     let mut pauses = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..12 {
         world.expect(Command::Connect);
         world.tell(Event::LinkLost("refused".to_owned()));
         world.expect(Command::Disconnect);
@@ -458,12 +458,16 @@ fn back_off_grows_and_a_flush_learns_that_nobody_is_there() {
         world.now = due;
         world.tell(Event::Tick);
     }
-    assert!(
-        pauses
-            .windows(2)
-            .all(|pair| pair[0] <= pair[1] + pair[0] / 4)
-    );
-    assert!(*pauses.last().unwrap() <= BACKOFF.1 * 5 / 4);
+    // "Exponential back-off and jitter (1 s to 30 s)".
+    for (pause, seconds) in pauses
+        .iter()
+        .zip([1, 2, 4, 8, 16, 24, 24, 24, 24, 24, 24, 24])
+    {
+        let least = Duration::from_secs(seconds);
+        assert!((least..least * 5 / 4).contains(pause), "{pauses:?}");
+    }
+    let last: HashSet<_> = pauses[6..].iter().collect();
+    assert!(last.len() > 3, "no jitter: {pauses:?}");
     world.expect(Command::Connect);
     assert_eq!(world.machine.state(), LinkState::Unreachable);
     world.tell(Event::Flush { id: 7, n: 1 });
@@ -473,6 +477,28 @@ fn back_off_grows_and_a_flush_learns_that_nobody_is_there() {
         id: 7,
         reached: false,
     });
+}
+
+/// "At once on request", however long the pause is by then; and the next ones begin anew
+/// only after a session.
+#[test]
+fn a_link_is_tried_at_once_on_request() {
+    let mut world = World::new();
+    world.tell(Event::Tick);
+    for _ in 0..8 {
+        world.expect(Command::Connect);
+        world.tell(Event::LinkLost("refused".to_owned()));
+        world.expect(Command::Disconnect);
+        world.expect_nothing();
+        world.tell(Event::RetryNow);
+    }
+    world.expect(Command::Connect);
+    // One attempt is enough at a time.
+    world.tell(Event::RetryNow);
+    world.expect_nothing();
+    world.tell(Event::LinkLost("refused".to_owned()));
+    let pause = world.machine.deadline().unwrap() - world.now;
+    assert!(pause >= BACKOFF.1, "{pause:?}");
 }
 
 #[test]
