@@ -10,7 +10,7 @@ use mirrorfs_journal::ChainLink;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::replica::keep::remove_tree;
-use crate::replica::{Marks, Partial};
+use crate::replica::{Marks, Partial, Staging};
 use crate::transport::{ConnectError, Link};
 use crate::tree::{Agreement, ContentHash, Id, RelPath, ReplicaId};
 use crate::wire::message::{AgentHello, BaseFrom, MountHello, Refusal, ToAgent, ToMount};
@@ -559,13 +559,16 @@ impl Driver {
         let (context, finished) = (self.context.clone(), self.finished.0.clone());
         let reports = Arc::clone(&self.reports);
         start(move || {
-            let planned = plan(
+            let mut planned = plan(
                 &context.journal,
                 &context.tree.filesystem,
                 context.peer,
                 &orders,
                 &reports,
             );
+            if let Ok((round, planned)) = &mut planned {
+                go_on(&context.tree.staging, round, planned);
+            }
             let _ = finished.send((number, Finished::Planned(Box::new(planned))));
         });
     }
@@ -721,7 +724,7 @@ impl Driver {
                 Some(partial) => staging.resume(partial),
                 None => staging.begin(hash, size)?,
             };
-            // What an earlier session left is sent again from its start.
+            // Another peer's round may have brought more of it meanwhile.
             let known = incoming.have().saturating_sub(offset);
             let skip = usize::try_from(known)
                 .unwrap_or(usize::MAX)
@@ -880,6 +883,19 @@ impl Driver {
             LinkState::Connecting => PeerState::Connecting,
             LinkState::Unreachable => PeerState::Unreachable,
         };
+    }
+}
+
+/// Contents of which an earlier session brought a part are asked for from there on.
+fn go_on(staging: &Staging, round: &Round, planned: &mut Planned) {
+    for fetch in &mut planned.fetches {
+        let size = round.incoming.get(&fetch.hash).copied().unwrap_or(0);
+        // What cannot be looked at is asked for in full, and what is too long is no part.
+        fetch.have = staging
+            .held(fetch.hash)
+            .ok()
+            .filter(|held| *held <= size)
+            .unwrap_or(0);
     }
 }
 

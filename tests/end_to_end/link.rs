@@ -2,6 +2,7 @@
 //! never waits for a peer".
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::first_contact::PROJECT;
@@ -54,18 +55,28 @@ fn cut_at_random_bytes_it_reconnects_and_converges() {
 }
 
 /// "A cut link resumes at the byte": a large file cut half-way is not sent again from the
-/// start.
+/// start, in whichever direction.
 #[test]
 fn a_cut_transfer_resumes() {
-    const SIZE: u64 = 24 << 20;
     let (sandbox, server) = pair();
+    cut_half_way(&sandbox, &server, &sandbox.tree(), &sandbox.peer());
+}
+
+#[test]
+fn a_cut_fetch_resumes() {
+    let (sandbox, server) = pair();
+    cut_half_way(&sandbox, &server, &sandbox.peer(), &sandbox.tree());
+}
+
+fn cut_half_way(sandbox: &Sandbox, server: &Server, from: &Path, to: &Path) {
+    const SIZE: u64 = 24 << 20;
     let url = server.url(&sandbox.peer());
     sandbox.mount_with(&url);
     sandbox.flush();
     let content = Random::new("large").bytes(usize::try_from(SIZE).unwrap());
     // While it is written nothing is sent: a part of the file is another content.
     server.link.refuse();
-    fs::write(sandbox.tree().join("large"), &content).unwrap();
+    fs::write(from.join("large"), &content).unwrap();
     server.link.restore();
     server.link.cut_after(SIZE * 2 / 3);
     let (before, connections) = (server.link.forwarded(), server.link.accepted());
@@ -73,7 +84,7 @@ fn a_cut_transfer_resumes() {
         server.link.accepted() > connections + 1
     });
     sandbox.flush();
-    assert!(fs::read(sandbox.peer().join("large")).unwrap() == content);
+    assert!(fs::read(to.join("large")).unwrap() == content);
     let sent = server.link.forwarded() - before;
     assert!(
         sent < SIZE * 5 / 4,
