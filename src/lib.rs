@@ -14,6 +14,7 @@ pub mod fuse;
 pub mod reconcile;
 pub mod replica;
 pub mod replicator;
+mod scratch;
 mod seeded;
 #[cfg(test)]
 mod sim;

@@ -2,6 +2,7 @@
 //! last knew.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use mirrorfs_journal::index::{Durable, PeerIndex};
@@ -12,6 +13,7 @@ use super::root::Served;
 use super::{Error, applier, open_index, renew};
 use crate::replica::apply::Answer;
 use crate::replica::{Marks, Reserved, Staging};
+use crate::scratch::Scratch;
 use crate::tree::ReplicaId;
 use crate::wire::frame::{read_first, read_magic, write_magic, write_message};
 use crate::wire::message::{AgentHello, MountHello, Refusal, Revision, ToAgent, ToMount};
@@ -41,6 +43,7 @@ pub(super) struct Opened<I, O> {
 pub(super) fn meet<I: Read, O: Write>(
     root: &Path,
     state: &Path,
+    scratch: Option<&Scratch>,
     mut input: I,
     mut output: O,
 ) -> Result<Opened<I, O>, Error> {
@@ -48,7 +51,7 @@ pub(super) fn meet<I: Read, O: Write>(
     read_magic(&mut input)?;
     let first = read_first::<ToAgent>(&mut input)?.ok_or(Error::Disconnected)?;
     let hello = greeted(first)?.map_err(Error::Refused);
-    let opened = hello.and_then(|hello| Ok((open(root, state, &hello)?, hello)));
+    let opened = hello.and_then(|hello| Ok((open(root, state, scratch, &hello)?, hello)));
     match opened {
         Ok(((answer, served, reserved, staging, index, lock), hello)) => {
             let seen = hello.seen.filter(|_| !answer.whole);
@@ -91,21 +94,42 @@ pub(super) fn gone(root: &Path, what: &str) -> String {
 
 type Parts = (AgentHello, Served, Reserved, Staging, PeerIndex, Lock);
 
-fn open(root: &Path, state: &Path, hello: &MountHello) -> Result<Parts, Error> {
+fn open(
+    root: &Path,
+    state: &Path,
+    scratch: Option<&Scratch>,
+    hello: &MountHello,
+) -> Result<Parts, Error> {
     // What stands in for a directory that was here before is not taken for it, and not
     // given an identity: the disk below may not be mounted.
     let known = hello.peer.is_some();
-    let served = Served::open(root, state, !known)?;
+    let mut served = match scratch {
+        Some(scratch) if !known => Served::open_for_a_look(root, state, scratch)?,
+        _ => Served::open(root, state, !known)?,
+    };
     let found = served.check_identity(hello.mirror, hello.replica)?;
     if known && found.is_none() {
         return Err(Error::Refused(Refusal::Root {
             reason: gone(root, "is not the directory it was (it has no .mirrorfs)"),
         }));
     }
-    let (reserved, _) = Reserved::create(served.root.fd(), hello.mirror)?;
+    // A directory without an identity gets none by being looked at.
+    let aside = match scratch {
+        Some(scratch) if found.is_none() => {
+            let fail = |error| Error::io("create", scratch.path().display(), error);
+            served.aside = true;
+            Some((scratch.dir("reserved").map_err(fail)?, scratch.path()))
+        }
+        _ => None,
+    };
+    let (home, state) = match &aside {
+        Some((home, state)) => (home.as_fd(), *state),
+        None => (served.root.fd(), state),
+    };
+    let (reserved, _) = Reserved::create(home, hello.mirror)?;
     let lock = Lock::take(&reserved)?;
     // Once more under the lock: two first sessions may have made an identity each.
-    let (reserved, identity) = Reserved::create(served.root.fd(), hello.mirror)?;
+    let (reserved, identity) = Reserved::create(home, hello.mirror)?;
     let mut index = open_index(&served, state, identity.replica)?;
     let staging = Staging::new(&reserved)?;
     if let Some(outcome) = applier(&served.root, &reserved, &staging, &mut index).recover()? {

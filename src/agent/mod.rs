@@ -29,6 +29,7 @@ use mirrorfs_journal::index::{IndexError, PeerIndex};
 
 use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::{self, Reserved, Staging};
+use crate::scratch::Scratch;
 use crate::tree::ReplicaId;
 use crate::wire::frame::FrameError;
 use crate::wire::message::Refusal;
@@ -113,7 +114,21 @@ pub fn serve(
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
 ) -> Result<(), Error> {
-    let opened = hello::meet(root, state, input, output)?;
+    let opened = hello::meet(root, state, None, input, output)?;
+    session::run(opened, deadline)
+}
+
+/// The same for a dry run: a directory that has never been served is as it was afterwards,
+/// and so is `state`.
+pub fn look(
+    root: &Path,
+    state: &Path,
+    deadline: Duration,
+    input: impl Read + Send + 'static,
+    output: impl Write + Send + 'static,
+) -> Result<(), Error> {
+    let scratch = Scratch::new().map_err(|error| Error::io("make", "a directory", error))?;
+    let opened = hello::meet(root, state, Some(&scratch), input, output)?;
     session::run(opened, deadline)
 }
 

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use crate::replica::{Identity, Reserved, Root};
+use crate::scratch::Scratch;
 use crate::tree::{MirrorId, ReplicaId};
 use crate::wire::message::Refusal;
 
@@ -34,6 +35,8 @@ pub(super) struct Served {
     pub(super) root: Root,
     /// Why its changes cannot be watched, if they cannot.
     pub(super) remote: Option<String>,
+    /// Whether its `.mirrorfs` lies elsewhere, or it itself does, for a look only.
+    pub(super) aside: bool,
 }
 
 impl Served {
@@ -93,6 +96,27 @@ impl Served {
             path,
             root: Root::new(fd),
             remote,
+            aside: false,
+        })
+    }
+
+    /// The same for a look: instead of one that is missing, and would be made, an empty one
+    /// in `scratch` is shown.
+    pub(super) fn open_for_a_look(
+        path: &Path,
+        state: &Path,
+        scratch: &Scratch,
+    ) -> Result<Self, Error> {
+        match rustix::fs::stat(path) {
+            Err(Errno::NOENT) => {}
+            _ => return Self::open(path, state, false),
+        }
+        let fail = |error| Error::io("create", scratch.path().display(), error);
+        Ok(Self {
+            path: scratch.path().join("root"),
+            root: Root::new(scratch.dir("root").map_err(fail)?.into()),
+            remote: None,
+            aside: true,
         })
     }
 
@@ -145,7 +169,7 @@ impl Served {
             return false;
         };
         (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-            && reserved.is_in_place(self.root.fd())
+            && (self.aside || reserved.is_in_place(self.root.fd()))
     }
 
     /// What the index takes for the identity of the directory: where the filesystem

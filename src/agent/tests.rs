@@ -907,7 +907,7 @@ fn without_a_watch_the_directory_is_scanned() {
     peer.write("file", "old");
     let (root, state) = (peer.dir.path().to_owned(), peer.state.path().to_owned());
     let mut mount = peer.dial_with(hello(None), move |input, output| {
-        let opened = hello::meet(&root, &state, input, output)?;
+        let opened = hello::meet(&root, &state, None, input, output)?;
         let none = std::io::Error::from_raw_os_error(libc::EMFILE);
         session::run_watching(opened, NEVER, Err(none))
     });

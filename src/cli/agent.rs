@@ -18,18 +18,35 @@ pub(super) struct Agent {
     root: PathBuf,
 }
 
+/// Show a directory to a dry run elsewhere, and change nothing in it (started on the peer by
+/// mirrorfs sync --dry-run)
+#[derive(Args, Debug)]
+pub(super) struct Look {
+    #[command(flatten)]
+    agent: Agent,
+}
+
+impl Look {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        self.agent.serve(true)
+    }
+}
+
 impl Agent {
     pub(super) fn run(self) -> Result<Exit, Failure> {
+        self.serve(false)
+    }
+
+    fn serve(self, for_a_look: bool) -> Result<Exit, Failure> {
         let state = StateDir::find()?;
         let deadline = deadline_from_env().or_fail(|| "cannot use the environment".into())?;
-        crate::agent::serve(
-            &self.root,
-            state.path(),
-            deadline,
-            std::io::stdin(),
-            std::io::stdout(),
-        )
-        .or_fail(|| format!("cannot serve {}", self.root.display()))?;
+        let (input, output) = (std::io::stdin(), std::io::stdout());
+        let served = if for_a_look {
+            crate::agent::look(&self.root, state.path(), deadline, input, output)
+        } else {
+            crate::agent::serve(&self.root, state.path(), deadline, input, output)
+        };
+        served.or_fail(|| format!("cannot serve {}", self.root.display()))?;
         Ok(Exit::Done)
     }
 }

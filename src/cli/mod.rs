@@ -64,6 +64,8 @@ enum Command {
     Recover(recover::Recover),
     Demo(demo::Demo),
     #[command(hide = true)]
+    Look(agent::Look),
+    #[command(hide = true)]
     Daemon(daemon::Daemon),
     #[command(hide = true)]
     Attached(attach::Attached),
@@ -79,7 +81,7 @@ impl Cli {
         match &self.command {
             Command::Daemon(_) | Command::Door(_) | Command::Attached(_) => "info",
             Command::Mount(mount) if mount.foreground => "info",
-            Command::Sync(sync) if sync.verbose => "info",
+            Command::Sync(sync) if sync.verbose => "info,mirrorfs::replicator::driver=debug",
             _ => "warn",
         }
     }
@@ -102,6 +104,7 @@ impl Cli {
             Command::Relay(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Agent(command) => command.run(),
+            Command::Look(command) => command.run(),
             Command::Recover(command) => command.run(),
             Command::Demo(command) => command.run(),
             Command::Daemon(command) => command.run(),

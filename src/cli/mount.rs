@@ -67,6 +67,7 @@ impl Mount {
             mode: self.mode,
             conflict: self.conflict,
             mount: true,
+            dry_run: false,
         }
     }
 

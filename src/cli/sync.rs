@@ -220,6 +220,7 @@ impl Sync {
         let order = Order {
             dir,
             peer,
+            dry_run: self.dry_run,
             ..Order::default()
         };
         let round = Round {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::failure::{Failure, OrFail};
 use crate::replica::Reserved;
-use crate::transport::{self, ConnectError, ConnectOptions, Link, PeerUrl};
+use crate::transport::{self, ConnectError, ConnectOptions, Link, PeerUrl, Serve};
 use crate::tree::{Id, MirrorId};
 use crate::wire::frame;
 use crate::wire::message::{Refusal, ToAgent, ToMount};
@@ -37,8 +37,13 @@ pub(super) enum Met {
 /// only a person can put right is an error here, where that person is watching.
 ///
 /// Only an empty tree joins the mirror of its peer: files of another origin would be
-/// merged into it.
-pub(super) fn meet(peer: &PeerUrl, own: Option<MirrorId>, empty: bool) -> Result<Met, Failure> {
+/// merged into it. With [`Serve::Look`] nothing changes over there either.
+pub(super) fn meet(
+    peer: &PeerUrl,
+    own: Option<MirrorId>,
+    empty: bool,
+    serve: Serve,
+) -> Result<Met, Failure> {
     let met = match peer.local_path() {
         Some(path) => match File::open(path) {
             Ok(root) => Reserved::open(root.as_fd())
@@ -49,7 +54,7 @@ pub(super) fn meet(peer: &PeerUrl, own: Option<MirrorId>, empty: bool) -> Result
                 return Err(Failure::new(format!("cannot open the peer {peer}")).because(&error));
             }
         },
-        None => remote(peer, own)?,
+        None => remote(peer, own, serve)?,
     };
     match (&met, own) {
         (Met::Mirror(found), Some(own)) if *found != own => Err(Failure::new(format!(
@@ -64,9 +69,10 @@ pub(super) fn meet(peer: &PeerUrl, own: Option<MirrorId>, empty: bool) -> Result
     }
 }
 
-fn remote(peer: &PeerUrl, own: Option<MirrorId>) -> Result<Met, Failure> {
+fn remote(peer: &PeerUrl, own: Option<MirrorId>, serve: Serve) -> Result<Met, Failure> {
     let message = || format!("cannot use the peer {peer}");
     let options = ConnectOptions {
+        serve,
         timeout: PATIENCE,
         ..ConnectOptions::from_env().or_fail(message)?
     };
@@ -131,20 +137,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let peer = dir.path().join("peer");
         let url = PeerUrl::parse(peer.to_str().unwrap()).unwrap();
-        assert_eq!(meet(&url, None, true).unwrap(), Met::Free);
+        assert_eq!(meet(&url, None, true, Serve::Agent).unwrap(), Met::Free);
         std::fs::create_dir(&peer).unwrap();
-        assert_eq!(meet(&url, None, false).unwrap(), Met::Free);
+        assert_eq!(meet(&url, None, false, Serve::Agent).unwrap(), Met::Free);
         let root = File::open(&peer).unwrap();
         let mirror = Id([9; 16]);
         Reserved::create(root.as_fd(), mirror).unwrap();
-        assert_eq!(meet(&url, None, true).unwrap(), Met::Mirror(mirror));
         assert_eq!(
-            meet(&url, Some(mirror), false).unwrap(),
+            meet(&url, None, true, Serve::Agent).unwrap(),
             Met::Mirror(mirror)
         );
-        let failure = meet(&url, Some(Id([8; 16])), true).unwrap_err();
+        assert_eq!(
+            meet(&url, Some(mirror), false, Serve::Agent).unwrap(),
+            Met::Mirror(mirror)
+        );
+        let failure = meet(&url, Some(Id([8; 16])), true, Serve::Agent).unwrap_err();
         assert!(failure.message.contains("another mirror"), "{failure}");
-        let failure = meet(&url, None, false).unwrap_err();
+        let failure = meet(&url, None, false, Serve::Agent).unwrap_err();
         assert!(
             failure.message.contains("belongs to a mirror already"),
             "{failure}"

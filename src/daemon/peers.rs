@@ -22,7 +22,7 @@ use crate::replicator::{Connect, Resolution, Resume};
 use crate::replicator::{
     Context, FlushOutcome, Handle, LocalTree, PeerState as ReplicatorState, PeerStatus,
 };
-use crate::transport::{self, Link, PeerUrl};
+use crate::transport::{self, Link, PeerUrl, Serve};
 use crate::tree::{PeerId, RelPath};
 
 /// A peer and the task that serves it.
@@ -116,8 +116,11 @@ impl Peers {
         peer: Peer,
         dry_run: bool,
     ) -> Result<(), Failure> {
-        let options = transport::ConnectOptions::from_env()
+        let mut options = transport::ConnectOptions::from_env()
             .or_fail(|| "cannot use the settings of the transport in the environment".into())?;
+        if dry_run {
+            options.serve = Serve::Look;
+        }
         // Deletions that were seen are meant; what a scan found missing may not be. The brake
         // is for when that is more than is left.
         let wiped = site.recovery.removed > site.recovery.scanned;

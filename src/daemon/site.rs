@@ -21,7 +21,8 @@ use crate::door::Door;
 use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport, raise_descriptor_limit};
 use crate::replica::{Identity, Owner, Reserved, Staging};
 use crate::replicator::{LocalTree, Secured};
-use crate::transport::PeerUrl;
+use crate::scratch::Scratch;
+use crate::transport::{PeerUrl, Serve};
 use crate::tree::{Id, MirrorId, PeerId, RESERVED};
 use parking_lot::Mutex;
 
@@ -42,6 +43,9 @@ pub struct Order {
     pub conflict: Option<OnConflict>,
     /// Whether FUSE will be needed.
     pub mount: bool,
+    /// Nothing is to change, here or on the peer: what has to be written down is written
+    /// elsewhere, and goes with the site.
+    pub dry_run: bool,
 }
 
 /// A tree in this process's possession, recorded and up to date.
@@ -70,6 +74,7 @@ pub struct Site {
     pub dir: MirrorDir,
     _tree_lock: Lock,
     _lock: Lock,
+    scratch: Option<Scratch>,
 }
 
 impl Site {
@@ -81,7 +86,7 @@ impl Site {
         say: &mut dyn Announce,
         claimed: impl FnOnce(&MirrorDir) -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
-        let state = StateDir::find()?;
+        let mut state = StateDir::find()?;
         let tree = place::tree(&order.dir)?;
         let name = tree.display();
 
@@ -117,10 +122,26 @@ impl Site {
         }
 
         let lower = Lower::open(&tree).or_fail(|| format!("cannot use {name}"))?;
+        let scratch = order
+            .dry_run
+            .then(Scratch::new)
+            .transpose()
+            .or_fail(|| "cannot make a directory for temporary files".into())?;
         let (reserved, identity) = {
             let _one_at_a_time = lock_root(&lower)?;
-            identify(&lower, &state, peer.as_ref(), say)?
+            identify(&lower, &state, peer.as_ref(), scratch.as_ref(), say)?
         };
+        if let Some(scratch) = &scratch {
+            let aside = StateDir::aside(&scratch.path().join("state"));
+            if let Some(known) = state.known(identity.mirror, identity.replica)? {
+                // Looked at and not taken: its file would show that somebody was here.
+                if let Some(pid) = known.owner()? {
+                    return Err(held(&tree, pid));
+                }
+                aside.copy_mirror(&known)?;
+            }
+            state = aside;
+        }
         let dir = state.claim(identity.mirror, identity.replica)?;
         let lock = take_lock(&dir, &tree)?;
         let tree_lock = take_tree_lock(&reserved, &tree)?;
@@ -191,6 +212,7 @@ impl Site {
             dir,
             _tree_lock: tree_lock,
             _lock: lock,
+            scratch,
         })
     }
 
@@ -203,6 +225,11 @@ impl Site {
             &mut Secured::default(),
         )
         .or_fail(|| format!("cannot sync {}", self.tree().display()))
+    }
+
+    /// Whether this is for a dry run only.
+    pub fn is_dry(&self) -> bool {
+        self.scratch.is_some()
     }
 
     /// The tree's path, for messages and for mounting only.
@@ -248,8 +275,10 @@ pub fn local_tree(site: &Site, door: Option<Arc<Mutex<Door>>>) -> Result<LocalTr
         None
     };
     let staging = Staging::new(&site.reserved).or_fail(message)?;
-    // What an earlier life left there is of no use to this one.
-    staging.clean(&|_| false).or_fail(message)?;
+    if !site.is_dry() {
+        // What an earlier life left there is of no use to this one.
+        staging.clean(&|_| false).or_fail(message)?;
+    }
     Ok(LocalTree {
         filesystem: Arc::clone(&site.filesystem),
         door,
@@ -366,6 +395,7 @@ fn identify(
     lower: &Lower,
     state: &StateDir,
     peer: Option<&PeerUrl>,
+    scratch: Option<&Scratch>,
     say: &mut dyn Announce,
 ) -> Result<(Reserved, Identity), Failure> {
     let reserved = lower.dir().join(".mirrorfs");
@@ -375,7 +405,11 @@ fn identify(
     let met = match peer {
         Some(peer) if !is_known(state, own.as_ref().map(|(_, identity)| identity), peer)? => {
             let mirror = own.as_ref().map(|(_, identity)| identity.mirror);
-            Some(adopt::meet(peer, mirror, is_empty(lower)?)?)
+            let serve = match scratch {
+                Some(_) => Serve::Look,
+                None => Serve::Agent,
+            };
+            Some(adopt::meet(peer, mirror, is_empty(lower)?, serve)?)
         }
         _ => None,
     };
@@ -395,6 +429,10 @@ fn identify(
         Some(Met::Mirror(mirror) | Met::Claimed(mirror)) => mirror,
         _ => Id::random().or_fail(|| "there are no random numbers".into())?,
     };
+    if let Some(scratch) = scratch {
+        let home = scratch.dir("reserved").or_fail(message)?;
+        return Reserved::create(home.as_fd(), mirror).or_fail(message);
+    }
     Reserved::create(root, mirror)
         .or_fail(message)
         .map_err(|failure| {
@@ -515,7 +553,7 @@ fn recovered(start: &Start, report: &RecoveryReport, cleared: bool) -> Option<St
 /// Looks at a peer that is to be added to a mirror: an error if only a person can put
 /// right what is wrong with it. Returns what that person should know.
 pub(super) fn look_at_new(url: &PeerUrl, mirror: MirrorId) -> Result<Vec<String>, Failure> {
-    match adopt::meet(url, Some(mirror), false)? {
+    match adopt::meet(url, Some(mirror), false, Serve::Agent)? {
         Met::Away(why) => Ok(vec![away(url, &why)]),
         Met::Mirror(_) | Met::Free | Met::Claimed(_) => Ok(Vec::new()),
     }

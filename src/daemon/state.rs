@@ -88,6 +88,32 @@ impl StateDir {
         }
     }
 
+    /// One at another place, for a dry run.
+    pub(super) fn aside(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// Copies what is known of a mirror from another state directory. Nobody may be writing
+    /// to it.
+    pub(super) fn copy_mirror(&self, from: &MirrorDir) -> Result<(), Failure> {
+        let message = || format!("cannot copy {}", from.path.display());
+        let Some(name) = from.path.file_name() else {
+            return Err(Failure::new(message()));
+        };
+        let to = self.mirrors().join(name);
+        self.create(&to)?;
+        for entry in fs::read_dir(&from.path).or_fail(message)? {
+            let entry = entry.or_fail(message)?;
+            // No sockets, and no lock of somebody else's.
+            if entry.file_type().or_fail(message)?.is_file() && entry.file_name() != "lock" {
+                fs::copy(entry.path(), to.join(entry.file_name())).or_fail(message)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path

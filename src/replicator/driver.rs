@@ -17,7 +17,7 @@ use crate::wire::message::{AgentHello, BaseFrom, MountHello, Refusal, ToAgent, T
 use crate::wire::version::Introduction;
 
 use super::apply::{UNIT_INFO, apply, apply_merged};
-use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus};
+use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus, Preview};
 use super::link::Session;
 use super::machine::{Command, Event, LinkState, Machine, Planned};
 use super::round::{Orders, Resolution, Resume, Round, plan};
@@ -787,6 +787,16 @@ impl Driver {
                     None
                 }
                 Ok((round, planned)) => {
+                    if tracing::enabled!(tracing::Level::DEBUG) {
+                        for Preview {
+                            action,
+                            change,
+                            path,
+                        } in round.preview()
+                        {
+                            tracing::debug!("{action} {change} {path}");
+                        }
+                    }
                     lock(&self.status).pending_bytes = planned
                         .ops
                         .iter()

@@ -91,6 +91,8 @@ pub enum Serve {
     /// An agent, which serves the directory as a peer.
     #[default]
     Agent,
+    /// An agent that shows the directory and changes nothing in it, for a dry run.
+    Look,
     /// A relay, which leads to the daemon of the mount at the directory.
     Relay,
 }
@@ -100,6 +102,7 @@ impl Serve {
     fn command(self) -> &'static str {
         match self {
             Self::Agent => "agent",
+            Self::Look => "look",
             Self::Relay => "relay",
         }
     }

@@ -19,6 +19,7 @@ mod crash;
 mod doctor;
 mod filesystems;
 mod first_contact;
+mod flags;
 mod flush;
 mod harness;
 mod link;

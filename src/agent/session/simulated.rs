@@ -35,7 +35,7 @@ impl Stepped {
         write_magic(&mut input).unwrap();
         write_message(&mut input, &ToAgent::Hello(greeting.clone())).unwrap();
         let mut output = Vec::new();
-        let opened = hello::meet(root, state, Cursor::new(input), &mut output);
+        let opened = hello::meet(root, state, None, Cursor::new(input), &mut output);
         let agent = opened.and_then(Self::open);
         let mut output = Cursor::new(output);
         let answer = read_magic(&mut output)
