@@ -132,7 +132,7 @@ fn open(
     let (reserved, identity) = Reserved::create(home, hello.mirror)?;
     let mut index = open_index(&served, state, identity.replica)?;
     let staging = Staging::new(&reserved)?;
-    if let Some(outcome) = applier(&served.root, &reserved, &staging, &mut index).recover()? {
+    if let Some(outcome) = applier(&served, &reserved, &staging, &mut index).recover()? {
         tracing::info!(batch = %outcome.batch, "completed an interrupted batch");
         renew(&mut index, &outcome)?;
     }

@@ -31,6 +31,7 @@ use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::{self, Reserved, Staging};
 use crate::scratch::Scratch;
 use crate::tree::ReplicaId;
+use crate::tree::links::Symlinks;
 use crate::wire::frame::FrameError;
 use crate::wire::message::Refusal;
 
@@ -106,15 +107,18 @@ impl Error {
 
 /// Serves the directory `root` until the other side ends the session. What the agent
 /// must remember lies in `state`, below `agents/`, one directory for each replica. The
-/// other side is given up when it is silent for longer than `deadline`.
+/// other side is given up when it is silent for longer than `deadline`, and of its symbolic
+/// links those are made that `symlinks` says.
 pub fn serve(
     root: &Path,
     state: &Path,
     deadline: Duration,
+    symlinks: Symlinks,
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
 ) -> Result<(), Error> {
-    let opened = hello::meet(root, state, None, input, output)?;
+    let mut opened = hello::meet(root, state, None, input, output)?;
+    opened.served.symlinks = symlinks;
     session::run(opened, deadline)
 }
 
@@ -144,7 +148,7 @@ pub fn recover(root: &Path, state: &Path) -> Result<bool, Error> {
     let _lock = lock::Lock::take_free(&reserved)?;
     let mut index = open_index(&served, state, identity.replica)?;
     let staging = Staging::new(&reserved)?;
-    let outcome = applier(&served.root, &reserved, &staging, &mut index).recover()?;
+    let outcome = applier(&served, &reserved, &staging, &mut index).recover()?;
     if let Some(outcome) = &outcome {
         renew(&mut index, outcome)?;
     }
@@ -163,16 +167,17 @@ fn open_index(served: &root::Served, state: &Path, replica: ReplicaId) -> Result
 }
 
 fn applier<'a>(
-    root: &'a replica::Root,
+    served: &'a root::Served,
     reserved: &'a Reserved,
     staging: &'a Staging,
     index: &'a mut PeerIndex,
 ) -> Applier<'a> {
     Applier {
-        root,
+        root: &served.root,
         reserved,
         staging,
         index,
+        symlinks: served.symlinks,
         #[cfg(test)]
         hook: crate::sim::hook::take(),
     }

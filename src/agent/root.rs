@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::Error;
 use crate::replica::{Identity, Reserved, Root};
 use crate::scratch::Scratch;
+use crate::tree::links::Symlinks;
 use crate::tree::{MirrorId, ReplicaId};
 use crate::wire::message::Refusal;
 
@@ -37,6 +38,8 @@ pub(super) struct Served {
     pub(super) remote: Option<String>,
     /// Whether its `.mirrorfs` lies elsewhere, or it itself does, for a look only.
     pub(super) aside: bool,
+    /// Which symbolic links are made in it.
+    pub(super) symlinks: Symlinks,
 }
 
 impl Served {
@@ -97,6 +100,7 @@ impl Served {
             root: Root::new(fd),
             remote,
             aside: false,
+            symlinks: Symlinks::All,
         })
     }
 
@@ -117,6 +121,7 @@ impl Served {
             root: Root::new(scratch.dir("root").map_err(fail)?.into()),
             remote: None,
             aside: true,
+            symlinks: Symlinks::All,
         })
     }
 

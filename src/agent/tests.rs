@@ -22,6 +22,17 @@ use crate::wire::message::{
 };
 use crate::wire::version::Introduction;
 
+/// Serves, and makes all symbolic links.
+fn serve(
+    root: &Path,
+    state: &Path,
+    deadline: Duration,
+    input: impl Read + Send + 'static,
+    output: impl Write + Send + 'static,
+) -> Result<(), Error> {
+    super::serve(root, state, deadline, Symlinks::All, input, output)
+}
+
 /// Longer than anything takes that works.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// For sessions in which this side has nothing to say for as long as a test takes.

@@ -7,6 +7,7 @@ use clap::Args;
 use crate::daemon::state::StateDir;
 use crate::daemon::{Exit, Failure, OrFail};
 use crate::transport::deadline_from_env;
+use crate::tree::links::Symlinks;
 
 /// Serve a directory to a mount elsewhere (started on the peer by mirrorfs mount)
 #[derive(Args, Debug)]
@@ -14,6 +15,9 @@ pub(super) struct Agent {
     /// Speak the protocol on standard input and output
     #[arg(long, required = true)]
     stdio: bool,
+    /// Make all symbolic links, or only those that stay in the directory
+    #[arg(long, value_enum, default_value_t)]
+    symlinks: Symlinks,
     /// Serve this directory
     root: PathBuf,
 }
@@ -44,7 +48,8 @@ impl Agent {
         let served = if for_a_look {
             crate::agent::look(&self.root, state.path(), deadline, input, output)
         } else {
-            crate::agent::serve(&self.root, state.path(), deadline, input, output)
+            let root = &self.root;
+            crate::agent::serve(root, state.path(), deadline, self.symlinks, input, output)
         };
         served.or_fail(|| format!("cannot serve {}", self.root.display()))?;
         Ok(Exit::Done)

@@ -3,12 +3,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::Terminal;
 use crate::daemon::announce::{Announce, Announcement};
 use crate::daemon::launch::{self, Pipe};
 use crate::daemon::{Exit, Failure, attach};
+use crate::tree::links::Symlinks;
 
 /// Make a directory of this machine a peer of a mount on another
 ///
@@ -26,6 +27,10 @@ pub(super) struct Attach {
     /// Call this peer by this name over there; by default that of this machine
     #[arg(long)]
     name: Option<String>,
+    /// Choose which symbolic links of the mount are made here: all, or those that stay in
+    /// the directory
+    #[arg(long, value_enum, default_value_t = Symlinks::Safe)]
+    symlinks: Symlinks,
 }
 
 impl Attach {
@@ -43,14 +48,18 @@ impl Attach {
             to: self.mount.clone(),
             dir: self.dir.clone(),
             name: self.name.clone(),
+            symlinks: self.symlinks,
         }
     }
 
     /// The same order for `mirrorfs attached`.
     fn arguments(&self) -> Vec<OsString> {
         let name = self.name.as_ref().map(|name| format!("--name={name}"));
-        name.map(OsString::from)
-            .into_iter()
+        let symlinks = self.symlinks.to_possible_value();
+        let symlinks = symlinks.map(|which| format!("--symlinks={}", which.get_name()));
+        name.into_iter()
+            .chain(symlinks)
+            .map(OsString::from)
             .chain([
                 "--".into(),
                 self.mount.clone().into(),

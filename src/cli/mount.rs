@@ -10,6 +10,7 @@ use crate::daemon::announce::{Announce, Announcement};
 use crate::daemon::site::Order;
 use crate::daemon::state::{Mode, OnConflict};
 use crate::daemon::{Exit, Failure, launch, run};
+use crate::tree::links::Symlinks;
 
 /// Mount a directory over itself, and mirror it to a peer
 ///
@@ -38,6 +39,10 @@ pub(super) struct Mount {
     /// merge text that was edited in different places; remembered for the next mount
     #[arg(long, value_enum)]
     conflict: Option<OnConflict>,
+    /// Choose which symbolic links of the peers are taken in: all, or those that stay in the
+    /// tree; remembered for the next mount
+    #[arg(long, value_enum)]
+    symlinks: Option<Symlinks>,
 }
 
 impl Mount {
@@ -66,6 +71,7 @@ impl Mount {
             name: self.name.clone(),
             mode: self.mode,
             conflict: self.conflict,
+            symlinks: self.symlinks,
             mount: true,
             dry_run: false,
         }
@@ -89,6 +95,11 @@ impl Mount {
         option(
             "conflict",
             conflict.map(|what| OsString::from(what.get_name())),
+        );
+        let symlinks = self.symlinks.and_then(|which| which.to_possible_value());
+        option(
+            "symlinks",
+            symlinks.map(|which| OsString::from(which.get_name())),
         );
         // A directory may be called `-x`.
         arguments.push("--".into());
@@ -119,6 +130,7 @@ mod tests {
             "--mode",
             "push-only",
             "--conflict=merge",
+            "--symlinks=safe",
             "--",
             "-dir",
             "h:p",
@@ -133,5 +145,6 @@ mod tests {
         );
         assert_eq!(again.mode, Some(Mode::PushOnly));
         assert_eq!(again.conflict, Some(OnConflict::Merge));
+        assert_eq!(again.symlinks, Some(Symlinks::Safe));
     }
 }

@@ -15,6 +15,7 @@ use crate::daemon::state::{MirrorDir, Mode, Record, StateDir};
 use crate::daemon::status::Status;
 use crate::daemon::{Exit, Failure, OrFail, locate};
 use crate::transport::PeerUrl;
+use crate::tree::links::Symlinks;
 
 /// How long a directory that is not attached just now may take to be attached again, and
 /// how often that is looked at.
@@ -51,6 +52,10 @@ pub(super) struct Sync {
     /// Take changes in and send none (without a mount)
     #[arg(long)]
     pull_only: bool,
+    /// Choose which symbolic links of the peers are taken in: all, or those that stay in the
+    /// tree; remembered (without a mount)
+    #[arg(long, value_enum)]
+    symlinks: Option<Symlinks>,
     /// Compare everything anew, whatever is recorded (without a mount)
     #[arg(long)]
     force: bool,
@@ -176,6 +181,7 @@ impl Sync {
             (self.push_only, "--push-only"),
             (self.pull_only, "--pull-only"),
             (self.force, "--force"),
+            (self.symlinks.is_some(), "--symlinks"),
         ] {
             if given {
                 return Err(Failure::new(format!(
@@ -220,6 +226,7 @@ impl Sync {
         let order = Order {
             dir,
             peer,
+            symlinks: self.symlinks,
             dry_run: self.dry_run,
             ..Order::default()
         };

@@ -21,6 +21,7 @@ use super::failure::{Failure, OrFail};
 use super::locate;
 use super::state::MirrorIdText;
 use crate::transport::{self, ConnectError, ConnectOptions, Link, PeerUrl, Serve};
+use crate::tree::links::Symlinks;
 
 /// How long the daemon over there may take to answer when it is called.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -34,6 +35,8 @@ pub struct Order {
     pub dir: PathBuf,
     /// What to call this peer over there.
     pub name: Option<String>,
+    /// Which symbolic links of the mount are made in the directory.
+    pub symlinks: Symlinks,
 }
 
 /// How an attached directory is, as `mirrorfs status --json` prints it.

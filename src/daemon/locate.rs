@@ -124,6 +124,7 @@ mod tests {
             tree: tree.clone(),
             mode: crate::daemon::state::Mode::TwoWay,
             conflict: crate::daemon::state::OnConflict::Keep,
+            symlinks: crate::tree::links::Symlinks::All,
             device: None,
         };
         mirror.write_record(&record).unwrap();

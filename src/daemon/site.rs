@@ -23,6 +23,7 @@ use crate::replica::{Identity, Owner, Reserved, Staging};
 use crate::replicator::{LocalTree, Secured};
 use crate::scratch::Scratch;
 use crate::transport::{PeerUrl, Serve};
+use crate::tree::links::Symlinks;
 use crate::tree::{Id, MirrorId, PeerId, RESERVED};
 use parking_lot::Mutex;
 
@@ -41,6 +42,8 @@ pub struct Order {
     pub mode: Option<Mode>,
     /// What becomes of a file that both sides have edited; as before if none.
     pub conflict: Option<OnConflict>,
+    /// Which symbolic links of the peers are taken in; as before if none.
+    pub symlinks: Option<Symlinks>,
     /// Whether FUSE will be needed.
     pub mount: bool,
     /// Nothing is to change, here or on the peer: what has to be written down is written
@@ -285,6 +288,7 @@ pub fn local_tree(site: &Site, door: Option<Arc<Mutex<Door>>>) -> Result<LocalTr
         staging: Arc::new(staging),
         reserved: Arc::clone(&site.reserved),
         owner,
+        symlinks: site.record.symlinks,
     })
 }
 
@@ -517,6 +521,10 @@ fn describe(
         conflict: order
             .conflict
             .or(known.as_ref().map(|known| known.conflict))
+            .unwrap_or_default(),
+        symlinks: order
+            .symlinks
+            .or(known.as_ref().map(|known| known.symlinks))
             .unwrap_or_default(),
         device: None,
     })

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, OrFail};
 use super::lock::Lock;
+use crate::tree::links::Symlinks;
 use crate::tree::{MirrorId, ReplicaId};
 
 /// The state directory of this user.
@@ -360,6 +361,9 @@ pub struct Record {
     /// What becomes of a file that both sides have edited.
     #[serde(default)]
     pub conflict: OnConflict,
+    /// Which symbolic links of the peers are taken in.
+    #[serde(default)]
+    pub symlinks: Symlinks,
     /// Device number of the live mount. Stale unless the lock is held.
     #[serde(default)]
     pub device: Option<u64>,
@@ -516,6 +520,7 @@ mod tests {
             tree: tree.to_path_buf(),
             mode: Mode::PushOnly,
             conflict: OnConflict::Keep,
+            symlinks: Symlinks::All,
             device: Some(77),
         }
     }

@@ -10,6 +10,7 @@ use crate::fs::{DoorOp, DoorResult, Expect, Filesystem, StagedName};
 use crate::replica::beneath::Place;
 use crate::replica::keep::Shelf;
 use crate::replica::{self, Owner, Placed, Reserved, Staging};
+use crate::tree::links::Symlinks;
 use crate::tree::{Content, ContentHash, Entry, Ino, Kind, RelPath, Xattrs};
 
 use super::Error;
@@ -33,6 +34,8 @@ pub struct LocalTree {
     pub staging: Arc<Staging>,
     /// Who owns what a peer creates: the tree's owner, if this process may choose.
     pub owner: Option<Owner>,
+    /// Which symbolic links of a peer are taken in.
+    pub symlinks: Symlinks,
 }
 
 impl LocalTree {
@@ -202,6 +205,9 @@ fn translate(
     let Some(after) = &step.after else {
         return Ok(vec![vacate(here)]);
     };
+    if let Some(reason) = tree.symlinks.refuse(&path, after) {
+        return Err(reason);
+    }
     if let Some(before) = &step.before
         && before.content == after.content
     {
@@ -343,6 +349,9 @@ fn artefacts(
     let mut ops = Vec::new();
     match (&conflict.copy, &conflict.remote) {
         (Some(copy), Some(remote)) => {
+            if let Some(reason) = tree.symlinks.refuse(copy, remote) {
+                return Err(reason);
+            }
             let (staged, _) = stage(
                 tree,
                 round,

@@ -66,6 +66,7 @@ impl Life {
             reserved: Arc::clone(&reserved),
             staging: Arc::new(staging),
             owner: None,
+            symlinks: crate::tree::links::Symlinks::All,
         };
         let configured = journal.snapshot().unwrap().peers().unwrap();
         let drivers = configured.iter().map(|peer| {

@@ -6,6 +6,7 @@
 
 pub mod git;
 pub mod hash;
+pub mod links;
 pub mod reach;
 pub mod scan;
 

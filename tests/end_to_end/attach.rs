@@ -60,11 +60,13 @@ impl Host {
     }
 
     pub fn attach(&self, sandbox: &Sandbox) -> Outcome {
+        self.attach_with(sandbox, &["--symlinks=all"])
+    }
+
+    fn attach_with(&self, sandbox: &Sandbox, flags: &[&str]) -> Outcome {
         let dir = self.dir.display().to_string();
-        self.run(
-            sandbox,
-            ["attach", "--detach", "--name", "host", &self.url, &dir],
-        )
+        let named = ["attach", "--detach", "--name", "host", &self.url, &dir];
+        self.run(sandbox, named.iter().chain(flags))
     }
 
     fn flush(&self, sandbox: &Sandbox) -> Outcome {
@@ -101,6 +103,52 @@ fn mount(sandbox: &Sandbox) {
     sandbox
         .run([OsStr::new("mount"), sandbox.tree().as_ref()])
         .ok();
+}
+
+/// A machine that is worked in is trusted less than the one that keeps the copy: links that
+/// lead out of the directory are not made there unless somebody says so.
+#[test]
+fn links_that_leave_the_directory_are_held_back_on_the_host() {
+    let (sandbox, _server, host) = vm();
+    sandbox.sh(
+        &sandbox.tree(),
+        "ln -s /etc/passwd out; ln -s .. up; ln -s docs in; echo x >last",
+    );
+    mount(&sandbox);
+    host.attach_with(&sandbox, &[]).ok();
+    let is_there = |name: &str| fs::symlink_metadata(host.dir.join(name)).is_ok();
+    wait_until("the rest arrives", PROMPT, || is_there("last"));
+    assert_eq!(host.flush(&sandbox).code, 1);
+    assert!(is_there("in") && !is_there("out") && !is_there("up"));
+    let problems = sandbox.status().problems;
+    for name in ["out", "up"] {
+        let of_it = problems.iter().find(|problem| problem.path == name);
+        assert!(
+            of_it.is_some_and(|it| it.error.contains("--symlinks")),
+            "{problems:?}"
+        );
+    }
+    // Nor does one come to lead out by being moved.
+    sandbox.sh(
+        &sandbox.tree(),
+        "rm out up; mkdir -p deep/er/still; ln -s ../../../last deep/er/still/link",
+    );
+    host.flush(&sandbox);
+    assert!(is_there("deep/er/still/link"));
+    sandbox.sh(&sandbox.tree(), "mv deep/er/still still; echo x >later");
+    assert_eq!(host.flush(&sandbox).code, 1);
+    assert!(is_there("later") && !is_there("still/link"));
+    sandbox.sh(&sandbox.tree(), "ln -s /etc/passwd out; ln -s .. up");
+
+    host.at_dir(&sandbox, "detach").ok();
+    host.attach(&sandbox).ok();
+    wait_until("all links are made", PROMPT, || {
+        is_there("out") && is_there("up")
+    });
+    assert_eq!(host.flush(&sandbox).code, 0);
+    assert_same(&sandbox.tree(), &host.dir);
+    host.at_dir(&sandbox, "detach").ok();
+    sandbox.try_umount();
 }
 
 /// Changes go both ways; a flush run on either side gives L2; a cut link is made again by

@@ -40,6 +40,7 @@ mod repositories;
 mod rollback;
 mod scale;
 mod settle;
+mod symlinks;
 mod trash;
 mod versions;
 mod watch;

@@ -205,7 +205,7 @@ impl Engine {
             index,
             ..
         } = &mut self.observer;
-        let outcome = match applier(&served.root, reserved, &self.staging, index).apply(batch) {
+        let outcome = match applier(served, reserved, &self.staging, index).apply(batch) {
             Ok(outcome) => outcome,
             Err(error @ ApplyError::Interrupted(_)) => return Err(error.into()),
             Err(error) => {
@@ -289,7 +289,7 @@ impl Engine {
                     index,
                     ..
                 } = &mut self.observer;
-                applier(&served.root, reserved, &self.staging, index).synced()?;
+                applier(served, reserved, &self.staging, index).synced()?;
                 let needed = self.offer.as_ref().map(Offer::contents).unwrap_or_default();
                 self.staging.clean(&|hash| needed.contains(&hash))?;
                 self.syncing = None;

@@ -25,6 +25,7 @@ use crate::daemon::lock::{Attempt, Lock};
 use crate::daemon::mounts;
 use crate::daemon::state::StateDir;
 use crate::transport::{Link, PeerUrl};
+use crate::tree::links::Symlinks;
 
 /// First and longest pause before a connection is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -210,7 +211,7 @@ async fn attach_for_ever(
                     say.announce(Announcement::Attached(kept.attachment.lock().clone()));
                 }
                 tracing::info!(name = accepted.name, "attached");
-                serve(&order.dir, accepted.link).await
+                serve(&order.dir, order.symlinks, accepted.link).await
             }
             Err(refused) if first && !refused.passes => return refused.failure,
             Err(refused) => {
@@ -289,8 +290,8 @@ fn write(
 ///
 /// The agent is a process of its own: whoever takes the directory's lock from it may kill
 /// it without killing this one.
-async fn serve(dir: &Path, link: Link) -> String {
-    let mut agent = match start_agent(dir, &link) {
+async fn serve(dir: &Path, symlinks: Symlinks, link: Link) -> String {
+    let mut agent = match start_agent(dir, symlinks, &link) {
         Ok(agent) => agent,
         Err(error) => return format!("the agent cannot be started: {error}"),
     };
@@ -338,11 +339,12 @@ impl Drop for Guard {
     }
 }
 
-fn start_agent(dir: &Path, link: &Link) -> std::io::Result<Child> {
+fn start_agent(dir: &Path, symlinks: Symlinks, link: &Link) -> std::io::Result<Child> {
     let mut agent = std::process::Command::new("/proc/self/exe");
     agent
         .arg0("mirrorfs")
         .args(["agent", "--stdio"])
+        .arg(format!("--symlinks={symlinks}"))
         .arg(dir)
         .stdin(OwnedFd::from(link.stream.try_clone()?))
         .stdout(OwnedFd::from(link.stream.try_clone()?))

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Marks, Reserved, Root, Staging};
 use crate::seeded::{self, Bug};
+use crate::tree::links::Symlinks;
 use crate::tree::{Agreement, RelPath, ReplicaId};
 use crate::wire::message::{BatchId, Divergence, Op};
 pub use prepare::path_of;
@@ -139,6 +140,8 @@ pub struct Applier<'a> {
     pub staging: &'a Staging,
     /// The index of the directory.
     pub index: &'a mut PeerIndex,
+    /// Which symbolic links are made.
+    pub symlinks: Symlinks,
     /// Called before each rename. A test changes the tree there, or cuts the batch off
     /// by answering true.
     #[cfg(test)]

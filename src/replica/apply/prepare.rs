@@ -9,12 +9,15 @@ use super::record::{Record, Staged, Step};
 use super::{Applier, ApplyError, Batch};
 use crate::replica::{Context, Error, Owner, StagedName, keep, sync};
 use crate::seeded::{self, Bug};
+use crate::tree::links::Symlinks;
 use crate::tree::scan;
 use crate::tree::{Content, ContentHash, Entry, RESERVED, RelPath};
 use crate::wire::message::{Expect, Op};
 
 /// Up to how many inodes are synced one by one before the whole filesystem is.
 const SYNCED_SINGLY: usize = 32;
+/// How many rows are taken out of the index at once.
+const ROWS: u32 = 1000;
 
 impl Applier<'_> {
     /// Makes all new inodes of a batch, durably. If that fails, what was made goes, and
@@ -26,11 +29,19 @@ impl Applier<'_> {
             *uses.entry(hash).or_default() += 1;
         }
         let mut steps = Vec::with_capacity(batch.ops.len());
+        let mut misled = self.misled(&batch.ops)?;
         let default_owner = self.default_owner()?;
         let origins = Origins::of(&batch.ops);
         for op in batch.ops {
             match self.step(op, &origins, &mut uses, default_owner) {
-                Ok(step) => steps.push(step),
+                Ok(mut step) => {
+                    if let Op::Unpark { slot, .. } = &step.op
+                        && let Some(reason) = misled.remove(slot)
+                    {
+                        step.refused = Some(reason);
+                    }
+                    steps.push(step);
+                }
                 Err(error) => {
                     self.undo_preparation(&steps);
                     return Err(error);
@@ -50,6 +61,46 @@ impl Applier<'_> {
         })
     }
 
+    /// The moves by which a symbolic link would come to lead where none is to lead, by their
+    /// slots, with the reason.
+    fn misled(&self, ops: &[Op]) -> Result<HashMap<u32, String>, ApplyError> {
+        let mut misled = HashMap::new();
+        if self.symlinks == Symlinks::All {
+            return Ok(misled);
+        }
+        let mut parked = HashMap::new();
+        for op in ops {
+            match op {
+                Op::Park { from, slot, expect } => {
+                    parked.insert(*slot, (from, expect));
+                }
+                Op::Unpark { slot, to } => {
+                    let Some((from, moved)) = parked.get(slot) else {
+                        continue;
+                    };
+                    let mut reason = self.symlinks.refuse(to, moved);
+                    let mut after = None;
+                    while reason.is_none() {
+                        let rows = self.index.below(from, after.as_ref(), ROWS)?;
+                        reason = rows.iter().find_map(|row| {
+                            let path = row.path.rebase(from, to)?;
+                            self.symlinks.refuse(&path, row.entry.as_ref()?)
+                        });
+                        match rows.into_iter().next_back() {
+                            Some(last) => after = Some(last.path),
+                            None => break,
+                        }
+                    }
+                    if let Some(reason) = reason {
+                        misled.insert(*slot, reason);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(misled)
+    }
+
     fn step(
         &self,
         op: Op,
@@ -64,7 +115,10 @@ impl Applier<'_> {
             })
         });
         let mut step = Step {
-            refused: refusal(&op),
+            refused: refusal(&op).or_else(|| match &op {
+                Op::Put { path, entry, .. } => self.symlinks.refuse(path, entry),
+                _ => None,
+            }),
             op,
             staged: None,
             before: None,

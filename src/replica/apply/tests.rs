@@ -64,6 +64,7 @@ impl World {
             reserved: &reserved,
             staging: &staging,
             index: &mut index,
+            symlinks: crate::tree::links::Symlinks::All,
             hook,
         })
     }
