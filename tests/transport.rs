@@ -122,19 +122,6 @@ fn both_directions_at_once_through_key_exchanges() {
 }
 
 #[test]
-#[ignore = "a measurement: cargo test --release --test transport -- --ignored --nocapture"]
-fn throughput() {
-    let server = Sshd::start();
-    for choice in TRANSPORTS {
-        let mut link = opened(&server, &options(&server, choice));
-        let start = Instant::now();
-        echo(&mut link, 512 << 20);
-        let rate = 512.0 / start.elapsed().as_secs_f64();
-        println!("{}: {rate:.0} MiB/s each way", link.transport);
-    }
-}
-
-#[test]
 fn an_agent_that_hangs_on_either_side_of_the_stream_does_not_stop_the_other() {
     // Writes 8 MiB before it reads anything, while this side does the same.
     let server = Sshd::start();

@@ -16,7 +16,7 @@ use super::super::secret::Secret;
 use super::super::ssh_config::Effective;
 use super::super::startup::Target;
 use super::super::{ConnectError, ConnectOptions, Deadline, SshPlace};
-use super::{Refusal, Shared};
+use super::{Refusal, Shared, ciphers};
 
 /// libssh2's error codes that are told apart, from libssh2.h.
 const KEX_FAILURE: i32 = -5;
@@ -60,6 +60,12 @@ impl Login {
         session
             .method_pref(MethodType::HostKey, &known.preference())
             .map_err(|error| self.failed(&error, "choosing algorithms"))?;
+        let ciphers = ciphers::preference(self.effective.get("ciphers"));
+        for direction in [MethodType::CryptCs, MethodType::CryptSc] {
+            session
+                .method_pref(direction, &ciphers)
+                .map_err(|error| self.failed(&error, "choosing algorithms"))?;
+        }
         session.set_tcp_stream(tcp.try_clone()?);
         self.limit(&session);
         session

@@ -4,6 +4,7 @@
 //! It connects, checks the host key, authenticates and starts the command in blocking
 //! mode with a timeout, then pumps bytes without blocking ([`pump`]).
 
+mod ciphers;
 mod login;
 mod pump;
 
