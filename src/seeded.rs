@@ -56,3 +56,6 @@ pub(crate) mod switch {
         ON.set(bug);
     }
 }
+
+#[cfg(test)]
+mod tests;

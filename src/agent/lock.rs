@@ -152,10 +152,36 @@ impl Lock {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::tree::Id;
     use std::os::fd::AsFd;
+
+    /// "A newer session fences the older before it replays."
+    #[test]
+    pub(crate) fn a_newer_session_waits_until_the_older_has_let_go() {
+        use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+        let dir = tempfile::tempdir().unwrap();
+        let root = std::fs::File::open(dir.path()).unwrap();
+        let (reserved, _) = Reserved::create(root.as_fd(), Id::random().unwrap()).unwrap();
+        let older = Lock::take(&reserved).unwrap();
+        let fence = dir.path().join(".mirrorfs").join(FENCE);
+        let (let_go, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let waited = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !fence.exists() && !over.load(SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let_go.store(true, SeqCst);
+                drop(older);
+            });
+            let newer = Lock::take(&reserved);
+            let waited = let_go.load(SeqCst);
+            over.store(true, SeqCst);
+            newer.map(|_| waited)
+        });
+        assert!(waited.unwrap(), "both hold the directory");
+    }
 
     #[test]
     fn a_number_alone_is_no_holder() {

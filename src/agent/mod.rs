@@ -7,7 +7,7 @@
 
 mod fetch;
 mod hello;
-mod lock;
+pub(crate) mod lock;
 mod observer;
 mod offer;
 mod root;

@@ -1167,4 +1167,4 @@ impl Round {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -9,5 +9,5 @@ mod mounted;
 mod peer;
 mod random;
 mod shown;
-mod tests;
+pub(crate) mod tests;
 mod world;

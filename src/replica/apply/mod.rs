@@ -18,7 +18,7 @@ mod record;
 mod rows;
 mod run;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use mirrorfs_journal::index::{Durable, IndexError, PeerIndex};
 use serde::{Deserialize, Serialize};

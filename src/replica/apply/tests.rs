@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use super::super::sync;
 use super::*;
 use crate::tree::{Content, ContentHash, Entry, Id, MirrorId, Timestamp, Xattrs};
 use crate::wire::message::Expect;
@@ -445,7 +446,7 @@ fn cut_at(count: u32) -> (Hook, Rc<Cell<bool>>) {
 }
 
 #[test]
-fn a_batch_that_is_cut_off_anywhere_is_completed() {
+pub(crate) fn a_batch_that_is_cut_off_anywhere_is_completed() {
     let mut points = 0;
     loop {
         let world = World::new();
@@ -466,6 +467,63 @@ fn a_batch_that_is_cut_off_anywhere_is_completed() {
         points += 1;
     }
     assert!(points > 30, "only {points} points");
+}
+
+/// "The peer verifies each by BLAKE3, syncs them and a redo record, applies."
+#[test]
+pub(crate) fn what_is_put_in_place_was_synced_before() {
+    let world = World::new();
+    let synced = Rc::new(Cell::new(None));
+    let first = synced.clone();
+    let hook = move || {
+        first.set(Some(first.take().unwrap_or_else(sync::seen::take)));
+        false
+    };
+    let ops = [("a", "new"), ("b", "new"), ("c", "child")];
+    world.with(Some(Box::new(hook)), |applier| {
+        for content in ["new", "child"] {
+            let (hash, size) = (ContentHash::of(content.as_bytes()), content.len() as u64);
+            let mut incoming = applier.staging.begin(hash, size).unwrap();
+            incoming.append(0, content.as_bytes()).unwrap();
+            incoming.finish_unsynced().unwrap();
+        }
+        sync::seen::take();
+        let ops = ops.map(|(at, content)| put(at, content, Expect::Absent));
+        let batch = Batch {
+            id: BATCH,
+            mount: MOUNT,
+            agreement: agreement(1),
+            ops: ops.to_vec(),
+        };
+        applier.apply(batch).unwrap();
+    });
+    let synced = synced.take().unwrap();
+    for (at, _) in ops {
+        let ino = world.path(at).metadata().unwrap().ino();
+        assert!(
+            synced.contains(&ino),
+            "{at} was not synced before the first rename"
+        );
+    }
+}
+
+/// "The tree carries a marker of its last agreement, written after lower was synced, so it
+/// may lag and never lead."
+#[test]
+pub(crate) fn the_tree_is_marked_after_it_was_synced() {
+    let world = World::new();
+    let mark = world.path(".mirrorfs/agreements");
+    let at_rename = mark.clone();
+    let hook = move || {
+        assert!(!at_rename.exists(), "marked before a rename");
+        false
+    };
+    let ops = everything(&world);
+    let outcome = world.apply_with(&ops, Some(Box::new(hook))).unwrap();
+    assert!(!mark.exists(), "marked before the names were synced");
+    outcome.unsynced.sync().unwrap();
+    world.with(None, |applier| applier.synced().unwrap());
+    assert!(mark.exists());
 }
 
 #[test]
@@ -515,7 +573,7 @@ fn before_the_record_nothing_has_happened() {
 }
 
 #[test]
-fn what_the_user_changed_diverges_and_the_rest_goes_on() {
+pub(crate) fn what_the_user_changed_diverges_and_the_rest_goes_on() {
     let world = World::new();
     let ops = everything(&world);
     world.file("edit", "the user's");

@@ -1,5 +1,6 @@
 //! What becomes of decisions about conflicts.
 
+use super::super::planning::{self, Desk};
 use super::*;
 use crate::reconcile::Git;
 use crate::tree::Xattrs;
@@ -62,6 +63,22 @@ fn agreed(content: &str) -> Decision {
     Decision::Agree {
         result: file(content),
         note: None,
+    }
+}
+
+/// "Any other than what the base says is a conflict": no clock is asked.
+#[test]
+pub(crate) fn what_both_have_changed_is_a_conflict_whatever_the_clocks_say() {
+    for secs in [0, i64::from(u32::MAX)] {
+        let desk = Desk::new();
+        desk.tree.create(desk.tree.root(), "x", b"mine");
+        let peer = desk.peer("host", &[("x", "base")]);
+        let theirs = Entry {
+            mtime: Timestamp { secs, nanos: 0 },
+            ..planning::file("theirs")
+        };
+        desk.shows(peer, "x", Some(theirs));
+        assert_eq!(desk.decision(peer, "x"), Some(Decision::Conflict));
     }
 }
 
