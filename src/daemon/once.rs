@@ -71,10 +71,14 @@ pub fn run(order: &Order, round: &Round, say: &mut dyn Announce) -> Result<Repor
     let exchanged = runtime.block_on(exchange(&site, round));
     runtime.shutdown_timeout(Duration::from_secs(5));
     let secured = if round.dry_run { Ok(()) } else { site.secure() };
-    let closed = site
-        .journal
-        .close()
-        .or_fail(|| "the journal could not be closed: the next start scans the tree".into());
+    let closed = match &secured {
+        Ok(()) => site
+            .journal
+            .close()
+            .or_fail(|| "the journal could not be closed: the next start scans the tree".into()),
+        // Left as after a crash: lower need not be on disk.
+        Err(_) => Ok(()),
+    };
     let report = exchanged?;
     secured?;
     closed?;

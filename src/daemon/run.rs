@@ -167,16 +167,22 @@ async fn attend(
         let site = Arc::clone(&site);
         blocking(move || site.secure()).await
     };
-    if let Err(failure) = secured {
-        tracing::warn!("{failure}");
-    }
-    let journal = site.journal.clone();
-    let closed = blocking(move || {
-        journal
-            .close()
-            .or_fail(|| "the journal could not be closed: the next mount scans the tree".into())
-    })
-    .await;
+    let closed = match secured {
+        Ok(()) => {
+            let journal = site.journal.clone();
+            blocking(move || {
+                journal.close().or_fail(|| {
+                    "the journal could not be closed: the next mount scans the tree".into()
+                })
+            })
+            .await
+        }
+        // Left as after a crash: lower need not be on disk.
+        Err(failure) => {
+            tracing::warn!("{failure}");
+            Ok(())
+        }
+    };
     // Nobody finds the socket once the mirror's lock is free.
     serving.abort();
     let _ = serving.await;

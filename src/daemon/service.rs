@@ -153,10 +153,15 @@ impl Serve for Service {
                 .status()
                 .await
                 .map(|status| Response::Status(Box::new(status))),
-            Request::Flush { peer, timeout_ms } => self
-                .flush(peer.as_deref(), Duration::from_millis(timeout_ms))
-                .await
-                .map(Response::Flushed),
+            Request::Flush { peer, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                let flushed = self.flush(peer.as_deref(), timeout).await;
+                match read_only(&self.site) {
+                    None => flushed.map(Response::Flushed),
+                    // What is here may not be what programs were told.
+                    Some(reason) => Err(Failure::new(reason)),
+                }
+            }
             Request::Retry => Ok(Response::Retrying {
                 peers: self.peers.retry(),
             }),
@@ -272,15 +277,15 @@ fn assemble(
 /// Why the mount takes no more changes, if that is so, and the way on.
 pub(super) fn read_only(site: &Site) -> Option<String> {
     let journal = site.journal.status().poisoned.map(|why| {
-        format!("the journal takes no more records ({why}): make room or repair the disk")
+        format!("the journal takes no more records ({why}): make room or repair the disk; nothing that was acknowledged is lost")
     });
     let why = journal.or_else(|| {
         let why = site.filesystem.poisoned()?;
-        Some(format!("{why}: repair the disk"))
+        Some(format!(
+            "{why}: what was written just before may be lost; repair the disk"
+        ))
     })?;
-    Some(format!(
-        "read-only: {why}, then unmount and mount again; nothing that was acknowledged is lost"
-    ))
+    Some(format!("read-only: {why}. Then unmount and mount again"))
 }
 
 fn problems(site: &Site, told: &[Told]) -> Vec<super::status::Problem> {

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use mirrorfs_journal::{Change, Origin};
-use rustix::fs::{FallocateFlags, FileType, Mode, SeekFrom};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
@@ -234,6 +234,20 @@ impl Filesystem {
             }
         }
         journaled.wait().map_err(poisoned)
+    }
+
+    /// Syncs the filesystem below. Its root is held by a descriptor that is good for paths
+    /// only. An error is told once, and nothing after it proves anything: from then on this
+    /// fails like everything else.
+    pub fn sync_lower(&self) -> Result<()> {
+        if self.poisoned().is_some() {
+            return Err(Errno::ROFS);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(self.lower.root(), c".", flags, Mode::empty())?;
+        rustix::fs::syncfs(&root).inspect_err(|error| {
+            self.poison(&format!("lower cannot be synced: {error}"));
+        })
     }
 
     fn names_version(&self) -> u64 {

@@ -6,7 +6,6 @@
 //! a tree that was brought back from a copy.
 
 use mirrorfs_journal::{Durability, Journal, Marked, Update, View};
-use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::Filesystem;
@@ -141,11 +140,13 @@ pub fn secure(
     if n == before.n && agreements == before.agreements {
         return Ok(());
     }
-    sync(filesystem).map_err(|error| crate::replica::Error::Io {
-        action: "sync",
-        path: ".".to_owned(),
-        source: error.into(),
-    })?;
+    filesystem
+        .sync_lower()
+        .map_err(|error| crate::replica::Error::Io {
+            action: "sync",
+            path: ".".to_owned(),
+            source: error.into(),
+        })?;
     let coming = agreements.clone();
     journal.update(Durability::Full, move |update| {
         for (peer, next) in coming {
@@ -167,15 +168,4 @@ pub fn secure(
     })?;
     *before = Secured { n, agreements };
     Ok(())
-}
-
-/// Syncs the filesystem below. Its root is held by a descriptor that is good for paths only.
-fn sync(filesystem: &Filesystem) -> rustix::io::Result<()> {
-    let root = rustix::fs::openat(
-        filesystem.lower().root(),
-        c".",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    rustix::fs::syncfs(&root)
 }

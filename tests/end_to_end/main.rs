@@ -16,6 +16,7 @@ mod bad_links;
 mod conflict;
 mod conflict_commands;
 mod crash;
+mod disk_errors;
 mod doctor;
 mod filesystems;
 mod first_contact;
