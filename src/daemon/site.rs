@@ -175,6 +175,8 @@ impl Site {
             .or_fail(|| format!("cannot serve {name}"))?;
         let power_loss = crate::replicator::power_loss(&journal, &start)
             .or_fail(|| format!("cannot tell whether the machine went down under {name}"))?;
+        let conflicts = || format!("cannot go through the conflicts of {name}");
+        let artefacts = crate::replicator::artefacts(&journal).or_fail(conflicts)?;
         let recovery = filesystem
             .recover(&journal)
             .or_fail(|| format!("cannot scan {name}"))?;
@@ -188,8 +190,7 @@ impl Site {
                 )));
             }
         }
-        crate::replicator::renew_lost_copies(&journal)
-            .or_fail(|| format!("cannot go through the conflicts of {name}"))?;
+        crate::replicator::renew_artefacts(&journal, artefacts).or_fail(conflicts)?;
         if let Some(note) = recovered(&start, &recovery, cleared) {
             say.announce(Announcement::Note(note));
         }

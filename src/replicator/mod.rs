@@ -40,7 +40,7 @@ pub use repositories::{UnitState, unit_state};
 pub use round::{Resolution, Resume, Side};
 #[cfg(test)]
 pub(crate) use store::placing;
-pub use store::{forget_peer, renew_lost_copies};
+pub use store::{artefacts, forget_peer, renew_artefacts};
 
 /// What went wrong on this side.
 #[derive(Debug, thiserror::Error)]

@@ -542,9 +542,25 @@ fn overtaken(round: &Round, diverged: &BTreeSet<u32>) -> Vec<RelPath> {
     .collect()
 }
 
-/// Conflicts whose copy a scan found missing: that resolves nothing, so that the next
-/// round puts a fresh copy there. To be called after the scan and before the mount.
-pub fn renew_lost_copies(journal: &Journal) -> Result<(), Error> {
+/// The artefacts of open conflicts that are in the tree. To be called before the scan.
+pub fn artefacts(journal: &Journal) -> Result<BTreeSet<RelPath>, Error> {
+    let snapshot = journal.snapshot()?;
+    let mut artefacts = BTreeSet::new();
+    for conflict in snapshot.conflicts()? {
+        for path in [conflict.copy, conflict.info].into_iter().flatten() {
+            if snapshot.at(&path)?.is_some_and(|node| node.artefact) {
+                artefacts.insert(path);
+            }
+        }
+    }
+    Ok(artefacts)
+}
+
+/// What became of the [`artefacts`] that were there before the scan. One that has another
+/// inode, in a tree that was brought back from a copy, is one all the same. Conflicts whose
+/// copy is missing are not resolved by that: the next round puts a fresh copy there. To be
+/// called after the scan and before the mount.
+pub fn renew_artefacts(journal: &Journal, before: BTreeSet<RelPath>) -> Result<(), Error> {
     let snapshot = journal.snapshot()?;
     let mut lost = Vec::new();
     for conflict in snapshot.conflicts()? {
@@ -558,11 +574,22 @@ pub fn renew_lost_copies(journal: &Journal) -> Result<(), Error> {
             });
         }
     }
+    let mut other = Vec::new();
+    for path in before {
+        if let Some(node) = snapshot.at(&path)?
+            && !node.artefact
+        {
+            other.push(node.id);
+        }
+    }
     drop(snapshot);
-    if lost.is_empty() {
+    if lost.is_empty() && other.is_empty() {
         return Ok(());
     }
     journal.update(Durability::Normal, move |update| {
+        for node in &other {
+            update.set_artefact(*node, true)?;
+        }
         for conflict in &lost {
             update.open_conflict(conflict)?;
         }
@@ -895,10 +922,13 @@ impl Notes {
                 update.close_conflict(conflict.id)?;
             }
         }
-        // What somebody edited and is not on record any more is a file like any other.
+        // What somebody edited, or put in its place, and is not on record any more is a file
+        // like any other.
         for path in released {
-            if let Some(node) = update.at(&path)?.filter(|node| node.artefact) {
-                update.set_artefact(node.id, false)?;
+            if let Some(node) = update.at(&path)? {
+                if node.artefact {
+                    update.set_artefact(node.id, false)?;
+                }
                 unsettled.nodes.insert(node.id);
             }
         }

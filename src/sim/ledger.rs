@@ -9,7 +9,8 @@ use crate::tree::ContentHash;
 struct Value {
     /// Who wrote it, when and where.
     story: String,
-    /// Somebody who saw it replaced or removed it. After that it may be gone.
+    /// Somebody who saw it replaced or removed it, or a copy that was brought back took it
+    /// away. After that it may be gone.
     replaced: bool,
 }
 
@@ -44,6 +45,13 @@ impl Ledger {
     pub(crate) fn replaced(&mut self, value: ContentHash) {
         if let Some(value) = self.values.get_mut(&value) {
             value.replaced = true;
+        }
+    }
+
+    /// A copy was brought back: what is not among these values went with what it replaced.
+    pub(crate) fn taken_away(&mut self, left: &HashSet<ContentHash>) {
+        for (hash, value) in &mut self.values {
+            value.replaced |= !left.contains(hash);
         }
     }
 

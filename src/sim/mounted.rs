@@ -11,7 +11,7 @@ use super::jobs::{self, Owner};
 use crate::fs::{Filesystem, FsOptions, Lower};
 use crate::reconcile::Policy;
 use crate::replica::{Reserved, Staging};
-use crate::replicator::{self, Context, LocalTree, Stepped};
+use crate::replicator::{self, Context, LocalTree, Secured, Stepped};
 use crate::transport::ConnectError;
 use crate::tree::{MirrorId, PeerId};
 
@@ -23,6 +23,8 @@ pub(crate) struct Life {
     pub(crate) journal: Journal,
     /// Up to where the drivers have been told of changes.
     pub(crate) told: u64,
+    reserved: Arc<Reserved>,
+    secured: Secured,
 }
 
 /// Where the mounted side keeps what outlives its daemon.
@@ -45,9 +47,11 @@ impl Life {
         let lower = Lower::open(&place.tree).unwrap();
         let (reserved, identity) = Reserved::create(lower.root().as_fd(), mirror).unwrap();
         let (journal, _) = Journal::open(&place.state).unwrap();
+        replicator::check_marks(&journal, &reserved).unwrap();
         let filesystem = Filesystem::new(lower, journal.recorder(), FsOptions::default()).unwrap();
+        let artefacts = replicator::artefacts(&journal).unwrap();
         let recovery = filesystem.recover(&journal).unwrap();
-        replicator::renew_lost_copies(&journal).unwrap();
+        replicator::renew_artefacts(&journal, artefacts).unwrap();
         let known = journal.snapshot().unwrap().peers().unwrap().len();
         journal
             .update(Durability::Full, move |update| {
@@ -98,7 +102,15 @@ impl Life {
             filesystem,
             told: journal.recorder().last(),
             journal,
+            reserved,
+            secured: Secured::default(),
         }
+    }
+
+    /// Syncs lower and marks it with what was agreed on.
+    pub(crate) fn secure(&mut self) {
+        let secured = &mut self.secured;
+        replicator::secure(&self.journal, &self.filesystem, &self.reserved, secured).unwrap();
     }
 
     /// The peers that are configured.

@@ -2,7 +2,8 @@
 //!
 //! Every test takes seeds of its own from a number that is the same each time, so that a
 //! change is judged by itself; with `MIRRORFS_TEST_LONG` there are more of them, from
-//! `MIRRORFS_TEST_SEED`. `MIRRORFS_SIM_SEED` repeats one.
+//! `MIRRORFS_TEST_SEED`. `MIRRORFS_SIM_SEED` repeats one; `MIRRORFS_SIM_SEEDS=1-500` runs a
+//! stretch of them and tells which go wrong.
 
 use super::world::{Fate, Run, run};
 
@@ -13,6 +14,7 @@ fn one_peer() -> Fate {
         peers: 1,
         cut_every: 120,
         kill_every: 400,
+        turn_back_every: usize::MAX,
     }
 }
 
@@ -22,6 +24,22 @@ fn several_peers() -> Fate {
         peers: 3,
         steps: 3000,
         ..one_peer()
+    }
+}
+
+/// One peer, and either side is brought back from a copy now and then.
+fn brought_back() -> Fate {
+    Fate {
+        turn_back_every: 150,
+        ..one_peer()
+    }
+}
+
+/// The same with several peers.
+fn several_brought_back() -> Fate {
+    Fate {
+        turn_back_every: 150,
+        ..several_peers()
     }
 }
 
@@ -40,11 +58,31 @@ fn check(seed: u64, fate: &Fate) -> Run {
     run
 }
 
+/// Runs all seeds of a stretch, and tells which of them go wrong.
+fn tell(seeds: &str, fate: &Fate) {
+    let (first, last) = seeds.split_once('-').unwrap();
+    let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
+    for seed in first..=last {
+        match std::panic::catch_unwind(|| run(seed, fate)) {
+            Ok(run) => {
+                if let Some(wrong) = run.wrong {
+                    eprintln!("seed {seed} after {} steps: {wrong}", run.steps);
+                }
+            }
+            Err(_) => eprintln!("seed {seed} panicked"),
+        }
+    }
+    eprintln!("seeds {first} to {last} are through");
+}
+
 /// Runs seeds until so many steps have been made.
 fn steps(first: u64, fate: &Fate, steps: u64) {
     if let Ok(seed) = std::env::var("MIRRORFS_SIM_SEED") {
         check(seed.parse().unwrap(), fate);
         return;
+    }
+    if let Ok(seeds) = std::env::var("MIRRORFS_SIM_SEEDS") {
+        return tell(&seeds, fate);
     }
     let long = std::env::var_os("MIRRORFS_TEST_LONG").is_some();
     let (first, steps) = match std::env::var("MIRRORFS_TEST_SEED") {
@@ -74,8 +112,27 @@ pub(crate) fn one_peer_agrees_and_nothing_is_lost() {
 }
 
 #[test]
+fn several_peers_agree_and_nothing_is_lost() {
+    steps(4001, &several_peers(), 30_000);
+}
+
+#[test]
+fn what_is_brought_back_overwrites_nothing() {
+    steps(8001, &brought_back(), 30_000);
+}
+
+#[test]
+fn with_several_peers_what_is_brought_back_overwrites_nothing() {
+    steps(12001, &several_brought_back(), 30_000);
+}
+
+#[test]
 fn a_seed_gives_the_same_trace_twice() {
-    for (seed, fate) in [(1, one_peer()), (2, several_peers())] {
+    for (seed, fate) in [
+        (1, one_peer()),
+        (2, several_peers()),
+        (3, several_brought_back()),
+    ] {
         let (once, twice) = (run(seed, &fate), run(seed, &fate));
         let differs = once
             .tail
