@@ -1,6 +1,6 @@
 //! What the replicator writes down, each step one transaction of the journal.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use mirrorfs_journal::{BaseChange, ChainLink, Durability, Journal, Update, last_common};
 
@@ -505,13 +505,24 @@ pub(super) fn accept(
     let kept = kept_after(round, &ops)?;
     // Asked here: the switch is this thread's.
     let forgets = seeded::has(Bug::ForgetsTheBase);
-    let overtaken = overtaken(round, &ops);
+    let made = made(round, &ops);
+    let overtaken: Vec<RelPath> = made.iter().map(|(path, _)| path.clone()).collect();
+    // The peer has its half of these, and this side has not: the base stays, so that what
+    // the step left over there is news like a change of the peer's. As a file's mode and
+    // content may come from different sides, one step can be there without the other.
+    let half_done: BTreeMap<RelPath, Option<Entry>> = made
+        .into_iter()
+        .filter(|(path, _)| round.refused.contains(path))
+        .collect();
     journal.update(Durability::Normal, move |update| {
         if forgets && let Some(mut proposal) = update.proposal(peer)? {
             proposal.changes.clear();
             update.propose(peer, &proposal)?;
         }
         accept_stored(update, peer, &ops, &overtaken)?;
+        for (path, entry) in &half_done {
+            update.observe(peer, path, entry.as_ref())?;
+        }
         notes.store(update, peer)?;
         update.set_setting(&kept_key(peer), &kept)?;
         // What the agent did itself is known; what its user did comes as a report.
@@ -523,19 +534,18 @@ pub(super) fn accept(
     Ok(())
 }
 
-/// Where steps have put, changed or removed something. What was seen there while the round
-/// was under way is older than the look that each step took before it: had that not found
-/// what was expected, the step would have diverged. What the agent sees there afterwards
-/// comes after its answer.
-fn overtaken(round: &Round, diverged: &BTreeSet<u32>) -> Vec<RelPath> {
+/// What steps have put, changed or removed. What was seen there while the round was under
+/// way is older than the look that each step took before it: had that not found what was
+/// expected, the step would have diverged. What the agent sees there afterwards comes after
+/// its answer.
+fn made(round: &Round, diverged: &BTreeSet<u32>) -> Vec<(RelPath, Option<Entry>)> {
     let steps = (0_u32..).zip(&round.batch.ops);
     let done = steps.filter(|(index, _)| !diverged.contains(index));
     done.filter_map(|(_, op)| match op {
-        Op::Put { path, .. }
-        | Op::MakeDir { path, .. }
-        | Op::SetMeta { path, .. }
-        | Op::Remove { path, .. }
-        | Op::RemoveDir { path } => Some(path.clone()),
+        Op::Put { path, entry, .. }
+        | Op::MakeDir { path, entry }
+        | Op::SetMeta { path, entry, .. } => Some((path.clone(), Some(entry.clone()))),
+        Op::Remove { path, .. } | Op::RemoveDir { path } => Some((path.clone(), None)),
         // What moved was compared by its content alone; the rest follows it.
         Op::Park { .. } | Op::Unpark { .. } | Op::KeepConflict { .. } => None,
     })

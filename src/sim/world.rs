@@ -5,6 +5,7 @@ mod copies;
 mod ending;
 mod kills;
 mod links;
+mod scripts;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
