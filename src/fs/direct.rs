@@ -39,6 +39,12 @@ impl Filesystem {
         found.ok().map(|attributes| attributes.recorded())
     }
 
+    /// Records what is at a path once more, so that everybody who follows the journal looks
+    /// at it.
+    pub fn record_again(&self, path: &RelPath) -> Result<()> {
+        self.at(&Caller::own(), path, |ino| self.record_attributes(ino))
+    }
+
     fn call(&self, caller: &Caller, op: &DoorOp) -> Result<()> {
         let path = op.path();
         let parent = path.parent().ok_or(Errno::INVAL)?;

@@ -87,6 +87,19 @@ impl Filesystem {
         Ok(attributes)
     }
 
+    /// Records the attributes of a node as they are.
+    pub(super) fn record_attributes(&self, ino: Ino) -> Result<()> {
+        let _namespace = self.namespace.read();
+        let node = self.node(ino)?;
+        let _content = node.content.lock();
+        let attributes = self.stat(&node)?;
+        self.record_node(Origin::Scan, &node, || Change::Attr {
+            ino,
+            attr: attributes.recorded(),
+        })?;
+        Ok(())
+    }
+
     fn set_metadata(&self, node: &Node, changes: &Changes, caller: &Caller) -> Result<()> {
         let handle = self.handle(node)?;
         let path = proc_path(handle.as_fd());

@@ -375,9 +375,11 @@ impl Driver {
             }
             Command::Accept { diverged, upto } => {
                 let round = self.current_round()?;
+                let filesystem = Arc::clone(&self.context.tree.filesystem);
                 let n = blocking(move || {
                     let mut round = lock(&round);
-                    store::accept(&journal, &mut round, &diverged, upto)?;
+                    let released = store::accept(&journal, &mut round, &diverged, upto)?;
+                    record_again(&filesystem, &released);
                     Ok(round.cursor)
                 })
                 .await;
@@ -390,9 +392,11 @@ impl Driver {
             }
             Command::Advance => {
                 let round = self.current_round()?;
+                let filesystem = Arc::clone(&self.context.tree.filesystem);
                 let n = blocking(move || {
                     let mut round = lock(&round);
-                    store::advance(&journal, &mut round)?;
+                    let released = store::advance(&journal, &mut round)?;
+                    record_again(&filesystem, &released);
                     Ok(round.cursor)
                 })
                 .await?;
@@ -916,6 +920,16 @@ async fn next_message(session: &mut Option<Session>) -> Result<Option<ToMount>, 
             None => Err("the connection to the agent ended".to_owned()),
         },
         None => std::future::pending().await,
+    }
+}
+
+/// Wakes everybody for artefacts that are files like any other now. What is not there any
+/// more is no matter.
+fn record_again(filesystem: &crate::fs::Filesystem, released: &[RelPath]) {
+    for path in released {
+        if let Err(error) = filesystem.record_again(path) {
+            tracing::debug!(%path, ?error, "not recorded again");
+        }
     }
 }
 

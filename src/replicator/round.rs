@@ -181,8 +181,8 @@ pub struct Round {
     pub policy: Policy,
     /// Whether that is another way than in earlier rounds, so that it looked at everything.
     pub policy_is_news: bool,
-    /// Whether anything was left over by earlier rounds.
-    pub had_unsettled: bool,
+    /// What was left over by earlier rounds when it began.
+    pub had_unsettled: Unsettled,
     /// Whether it leaves something for another round.
     pub more: bool,
     /// What it was told about deletions that a brake held back.
@@ -320,7 +320,7 @@ pub fn plan(
     round.resolutions.clone_from(&orders.resolutions);
     round.policy = orders.policy;
     round.policy_is_news = policy_is_news;
-    round.had_unsettled = !unsettled.is_empty();
+    round.had_unsettled = unsettled;
     let planned = summarise(&mut round, &snapshot, orders)?;
     round.problems.extend(in_doubt);
     round
@@ -881,7 +881,7 @@ fn assemble(
         placed: HashMap::new(),
         policy: Policy::TwoWay,
         policy_is_news: false,
-        had_unsettled: false,
+        had_unsettled: Unsettled::default(),
         more: false,
         resume: None,
         resolutions: HashMap::new(),

@@ -35,6 +35,13 @@ impl Unsettled {
         self.paths.extend(other.paths);
     }
 
+    /// What of this is not in `other`.
+    pub fn beside(mut self, other: &Self) -> Self {
+        self.nodes.retain(|node| !other.nodes.contains(node));
+        self.paths.retain(|path| !other.paths.contains(path));
+        self
+    }
+
     /// Whether nothing is left over.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty() && self.paths.is_empty()

@@ -491,13 +491,14 @@ pub(super) fn relocate_observations(
     Ok(())
 }
 
-/// The agent has applied the round's batch: base, cursor and agreement move on.
+/// The agent has applied the round's batch: base, cursor and agreement move on. Returns
+/// which artefacts are files like any other from now on.
 pub(super) fn accept(
     journal: &Journal,
     round: &mut Round,
     diverged: &[Divergence],
     upto: Revision,
-) -> Result<(), Error> {
+) -> Result<Vec<RelPath>, Error> {
     let peer = round.peer.id;
     let ops: BTreeSet<u32> = diverged.iter().map(|divergence| divergence.op).collect();
     round.leave_unsettled(diverged);
@@ -514,7 +515,7 @@ pub(super) fn accept(
         .into_iter()
         .filter(|(path, _)| round.refused.contains(path))
         .collect();
-    journal.update(Durability::Normal, move |update| {
+    let released = journal.update(Durability::Normal, move |update| {
         if forgets && let Some(mut proposal) = update.proposal(peer)? {
             proposal.changes.clear();
             update.propose(peer, &proposal)?;
@@ -523,15 +524,16 @@ pub(super) fn accept(
         for (path, entry) in &half_done {
             update.observe(peer, path, entry.as_ref())?;
         }
-        notes.store(update, peer)?;
+        let released = notes.store(update, peer)?;
         update.set_setting(&kept_key(peer), &kept)?;
         // What the agent did itself is known; what its user did comes as a report.
         match update.peer(peer)?.and_then(|peer| peer.seen) {
-            Some((epoch, rev)) if epoch == upto.epoch && rev >= upto.rev => Ok(()),
-            _ => update.set_seen(peer, upto.epoch, upto.rev),
+            Some((epoch, rev)) if epoch == upto.epoch && rev >= upto.rev => {}
+            _ => update.set_seen(peer, upto.epoch, upto.rev)?,
         }
+        Ok(released)
     })?;
-    Ok(())
+    Ok(released)
 }
 
 /// What steps have put, changed or removed. What was seen there while the round was under
@@ -777,20 +779,21 @@ pub(super) fn open_conflicts(journal: &Journal, round: &Round) -> Result<(), Err
     Ok(())
 }
 
-/// Nothing had to be agreed: only the cursor moves on.
-pub(super) fn advance(journal: &Journal, round: &mut Round) -> Result<(), Error> {
+/// Nothing had to be agreed: only the cursor moves on. Returns the same as [`accept`].
+pub(super) fn advance(journal: &Journal, round: &mut Round) -> Result<Vec<RelPath>, Error> {
     let (peer, cursor) = (round.peer.id, round.cursor);
     round.leave_unsettled(&[]);
     let notes = Notes::of(round);
     let unchanged = cursor == round.peer.cursor && notes.is_empty();
     if unchanged {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    journal.update(Durability::Normal, move |update| {
-        notes.store(update, peer)?;
-        update.set_cursor(peer, cursor)
+    let released = journal.update(Durability::Normal, move |update| {
+        let released = notes.store(update, peer)?;
+        update.set_cursor(peer, cursor)?;
+        Ok(released)
     })?;
-    Ok(())
+    Ok(released)
 }
 
 /// Records the number up to which the peer's copy survives a power loss there.
@@ -825,7 +828,7 @@ struct Notes {
     /// Artefacts of versions that are not on record any more, edited by somebody.
     edited: Vec<RelPath>,
     unsettled: Unsettled,
-    had_unsettled: bool,
+    had_unsettled: Unsettled,
     /// What was decided and a person may want to know.
     decisions: Vec<(RelPath, String)>,
     /// The policy by which everything has been looked at.
@@ -871,7 +874,7 @@ impl Notes {
                 .flat_map(|found| found.edited.clone())
                 .collect(),
             unsettled: round.unsettled.clone(),
-            had_unsettled: round.had_unsettled,
+            had_unsettled: round.had_unsettled.clone(),
             decisions: noteworthy(round),
             // Not before the last part of what there was to look at.
             policy: (!round.more && round.braked.is_none() && round.gathering.is_none())
@@ -886,12 +889,17 @@ impl Notes {
             && self.moved.is_empty()
             && self.edited.is_empty()
             && self.unsettled.is_empty()
-            && !self.had_unsettled
+            && self.had_unsettled.is_empty()
             && self.decisions.is_empty()
             && !self.policy_is_news
     }
 
-    fn store(&self, update: &Update<'_>, peer: PeerId) -> Result<(), mirrorfs_journal::Error> {
+    /// Returns which artefacts are files like any other from now on.
+    fn store(
+        &self,
+        update: &Update<'_>,
+        peer: PeerId,
+    ) -> Result<Vec<RelPath>, mirrorfs_journal::Error> {
         for (ino, n, hash) in &self.hashes {
             // Only if nobody has written to it since it was put there.
             if let Some(node) = update.node_by_ino(*ino)?
@@ -933,16 +941,33 @@ impl Notes {
             }
         }
         // What somebody edited, or put in its place, and is not on record any more is a file
-        // like any other.
+        // like any other, to all peers.
+        let mut files = Unsettled::default();
+        let mut there = Vec::new();
         for path in released {
             if let Some(node) = update.at(&path)? {
                 if node.artefact {
                     update.set_artefact(node.id, false)?;
                 }
-                unsettled.nodes.insert(node.id);
+                files.nodes.insert(node.id);
+                there.push(path);
             }
         }
-        store_unsettled(update, peer, &unsettled)
+        if !files.is_empty() {
+            for other in update.peers()? {
+                if other.id != peer {
+                    let mut left = super::round::load_unsettled(update, other.id)?;
+                    left.extend(files.clone());
+                    store_unsettled(update, other.id, &left)?;
+                }
+            }
+        }
+        unsettled.extend(files);
+        // What a round with another peer has left here meanwhile.
+        let stored = super::round::load_unsettled(update, peer)?;
+        unsettled.extend(stored.beside(&self.had_unsettled));
+        store_unsettled(update, peer, &unsettled)?;
+        Ok(there)
     }
 }
 

@@ -113,17 +113,17 @@ pub(crate) fn one_peer_agrees_and_nothing_is_lost() {
 
 #[test]
 fn several_peers_agree_and_nothing_is_lost() {
-    steps(4001, &several_peers(), 30_000);
+    steps(4001, &several_peers(), 12_000);
 }
 
 #[test]
 fn what_is_brought_back_overwrites_nothing() {
-    steps(8001, &brought_back(), 30_000);
+    steps(8001, &brought_back(), 12_000);
 }
 
 #[test]
 fn with_several_peers_what_is_brought_back_overwrites_nothing() {
-    steps(12001, &several_brought_back(), 30_000);
+    steps(12001, &several_brought_back(), 9_000);
 }
 
 #[test]

@@ -52,6 +52,7 @@ fn now() -> Timestamp {
 /// the other has not. Before the content is put into place here, the mode is changed back,
 /// so that the content has to wait; but over there the first mode has been set. With that
 /// this side looks as it did before both, and what is over there is not to be forgotten.
+/// (Which of the two modes is left depends on the moment.)
 #[test]
 fn a_mode_that_is_changed_twice_does_not_undo_what_a_peer_wrote() {
     let path = RelPath::new("a").unwrap();
@@ -73,11 +74,8 @@ fn a_mode_that_is_changed_twice_does_not_undo_what_a_peer_wrote() {
             world.settle()?;
             world.sides_agree()?;
             let here = shown::at(&world.mounted.tree.join("a"));
-            let expected = shown::Shown::File {
-                hash: crate::tree::ContentHash::of(b"written there"),
-                mode: 0o644,
-            };
-            (here == Some(expected))
+            let value = here.as_ref().and_then(shown::Shown::value);
+            (value == Some(crate::tree::ContentHash::of(b"written there")))
                 .then_some(())
                 .ok_or_else(|| format!("a is {here:?}"))
         });
