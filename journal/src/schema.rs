@@ -234,8 +234,8 @@ pub(crate) fn connect(path: &Path, purpose: Use) -> Result<Connection, Error> {
     // Or statements whose plan might depend on a value are planned anew with each value:
     // two fifths of what the writer did. There are no statistics to plan by.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    // The writer waits for a TRUNCATE checkpoint in progress; a checkpoint gives way
-    // at once, and readers of a WAL database wait only while it is being recovered.
+    // The writer waits for a TRUNCATE checkpoint in progress (without a limit once it
+    // runs, see there); a checkpoint gives way at once, and readers of a WAL database wait only while it is being recovered.
     connection.busy_timeout(match purpose {
         Use::Write | Use::Read => std::time::Duration::from_secs(60),
         Use::Checkpoint => std::time::Duration::ZERO,

@@ -20,6 +20,9 @@ const GROUP: usize = 8192;
 const GROUP_AGE: Duration = Duration::from_millis(50);
 /// A group that is younger waits for more records, unless somebody waits for the commit.
 const LINGER: Duration = Duration::from_millis(2);
+/// How long the writer waits between two tries to get at a locked database.
+const TRY_EVERY: Duration = Duration::from_millis(5);
+const A_MINUTE_OF_TRIES: i32 = 12_000;
 /// Records between two requests for a checkpoint.
 const CHECKPOINT_EVERY: usize = 4096;
 /// With nothing to do for so long, the log is emptied.
@@ -110,6 +113,9 @@ impl Writer {
     }
 
     fn serve(&mut self) -> Result<(), Error> {
+        // Only a checkpoint of ours keeps this thread out, for as long as the disk stands
+        // still. Whoever makes changes waits meanwhile, and nothing has failed.
+        self.view.connection.busy_handler(Some(stand_by))?;
         loop {
             let first = if self.log_in_use {
                 match self.receiver.recv_timeout(IDLE) {
@@ -480,6 +486,15 @@ impl Writer {
             }
         }
     }
+}
+
+/// Waits before the next try to get a lock that somebody has, and never gives up.
+fn stand_by(tries_before: i32) -> bool {
+    if tries_before == A_MINUTE_OF_TRIES {
+        tracing::warn!("the journal has been locked for a minute: does its disk stand still?");
+    }
+    std::thread::sleep(TRY_EVERY);
+    true
 }
 
 impl Drop for Writer {

@@ -63,6 +63,30 @@ fn until(mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// A checkpoint keeps the writer out for as long as the disk stands still, which may be
+/// minutes: a frozen filesystem, a machine that is being copied. Nobody gives up for that; a
+/// minute was once the limit, and `./test --long` waits for longer.
+#[test]
+fn whoever_keeps_the_writer_out_is_waited_for() {
+    let long = std::env::var_os("MIRRORFS_TEST_LONG").is_some();
+    let standing_still = Duration::from_millis(if long { 75_000 } else { 300 });
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let other = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let recorder = journal.recorder();
+    recorder.record(Origin::Local, create("f", 2)).unwrap();
+    let started = Instant::now();
+    let durable = std::thread::spawn(move || recorder.durable());
+    while started.elapsed() < standing_still {
+        assert!(!durable.is_finished(), "{:?}", started.elapsed());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    other.execute_batch("ROLLBACK").unwrap();
+    durable.join().unwrap().unwrap();
+    journal.close().unwrap();
+}
+
 #[test]
 fn a_full_queue_makes_callers_wait() {
     const QUEUE: usize = 8;
