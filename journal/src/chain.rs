@@ -345,7 +345,41 @@ impl<'c> Chain<'c> {
         changes: &[BaseChange],
         towards: Option<&Agreement>,
     ) -> Result<(), Error> {
-        let under = towards.map(position);
+        self.change_under(changes, towards.map(position))
+    }
+
+    /// Changes the base ahead of the next agreement: what that replaces is written down for
+    /// it, so that the base of the last one can still be had.
+    pub(crate) fn advance(&self, changes: &[BaseChange]) -> Result<(), Error> {
+        let last = self.last()?.map_or(0, |last| position(&last.agreement));
+        self.change_under(changes, Some(last + 1))
+    }
+
+    /// What the base has been changed to ahead of the next agreement.
+    pub(crate) fn advanced(&self) -> Result<Vec<BaseChange>, Error> {
+        let last = self.last()?.map_or(0, |last| position(&last.agreement));
+        let mut statement = self.connection.prepare_cached(
+            "SELECT DISTINCT undo.path, base.entry FROM base_undo AS undo
+             LEFT JOIN base ON base.peer = undo.peer AND base.path = undo.path
+             WHERE undo.peer = ?1 AND undo.position > ?2 ORDER BY undo.path",
+        )?;
+        let mut rows = statement.query((self.key, last))?;
+        let mut changes = Vec::new();
+        while let Some(row) = rows.next()? {
+            let path = codec::path(row.get_ref(0)?)?;
+            changes.push(match codec::decode_option("an entry", row.get_ref(1)?)? {
+                Some(entry) => BaseChange::Put {
+                    path,
+                    node: None,
+                    entry,
+                },
+                None => BaseChange::Remove { path },
+            });
+        }
+        Ok(changes)
+    }
+
+    fn change_under(&self, changes: &[BaseChange], under: Option<i64>) -> Result<(), Error> {
         let is_move = |change: &BaseChange| matches!(change, BaseChange::Move { .. });
         for run in changes.chunk_by(|a, b| is_move(a) && is_move(b)) {
             self.change_run(run, under)?;

@@ -177,9 +177,13 @@ impl Site {
             .or_fail(|| format!("cannot tell whether the machine went down under {name}"))?;
         let conflicts = || format!("cannot go through the conflicts of {name}");
         let artefacts = crate::replicator::artefacts(&journal).or_fail(conflicts)?;
+        let broken_off = || format!("cannot tell what the last mount of {name} had brought in");
+        let authors = crate::replicator::interrupted(&journal, &filesystem).or_fail(broken_off)?;
         let recovery = filesystem
-            .recover(&journal)
+            .recover_knowing(&journal, &authors)
             .or_fail(|| format!("cannot scan {name}"))?;
+        crate::replicator::settle_pulls(&journal, &filesystem, &reserved, start.same_boot)
+            .or_fail(broken_off)?;
         if let Some(power_loss) = power_loss {
             let doubts = power_loss
                 .doubt(&journal, &filesystem)

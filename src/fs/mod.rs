@@ -70,6 +70,14 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// What is staged cannot be looked at.
+    #[error("look at .mirrorfs/staging/{name}: {source}")]
+    Staging {
+        /// Its name.
+        name: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
     /// The journal refuses records.
     #[error("the journal takes no more records: {0}")]
     Poisoned(#[from] Poisoned),

@@ -8,7 +8,7 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
-use super::door::Claim;
+use super::door::{Claim, StagedName};
 use super::lower::{c_name, proc_path, stat_name};
 use super::ops_meta::user_xattrs;
 use super::ops_remove::trash_failed;
@@ -17,6 +17,21 @@ use super::{Caller, Filesystem, Result};
 use crate::tree::{Ino, Kind, Xattrs};
 
 impl Filesystem {
+    /// What lies in the staging directory under a name, once every operation that was
+    /// under way has ended.
+    pub fn staged(&self, name: &StagedName) -> std::result::Result<Option<Ino>, super::Error> {
+        let _namespace = self.namespace.write();
+        let staging = self.lower.reserved(b"staging");
+        match staging.and_then(|staging| stat_name(staging.as_fd(), name.as_str().as_bytes())) {
+            Ok(found) => Ok(Some(found.ino)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(source) => Err(super::Error::Staging {
+                name: name.as_str().to_owned(),
+                source: source.into(),
+            }),
+        }
+    }
+
     /// Moves `staging/token` to a name, if what is there is what the operation
     /// expects. What was there goes to the trash.
     pub(super) fn place(

@@ -55,6 +55,7 @@ struct Listing {
 struct Scan<'a> {
     filesystem: &'a Filesystem,
     journal: &'a Journal,
+    authors: &'a HashMap<Ino, Origin>,
     report: RecoveryReport,
 }
 
@@ -62,10 +63,20 @@ impl Filesystem {
     /// Brings the recorded tree up to what lower shows. To be called before anything
     /// is mounted.
     pub fn recover(&self, journal: &Journal) -> Result<RecoveryReport, Error> {
+        self.recover_knowing(journal, &HashMap::new())
+    }
+
+    /// The same where it is known of some nodes who had them come or go.
+    pub fn recover_knowing(
+        &self,
+        journal: &Journal,
+        authors: &HashMap<Ino, Origin>,
+    ) -> Result<RecoveryReport, Error> {
         let _namespace = self.namespace.write();
         let mut scan = Scan {
             filesystem: self,
             journal,
+            authors,
             report: RecoveryReport::default(),
         };
         scan.root()?;
@@ -81,6 +92,14 @@ impl Filesystem {
 impl Scan<'_> {
     fn record(&self, change: Change) -> Result<(), Error> {
         self.filesystem.recorder.record(Origin::Scan, change)?;
+        Ok(())
+    }
+
+    /// Records that a node came or went.
+    fn record_of(&self, ino: Ino, change: Change) -> Result<(), Error> {
+        let author = self.authors.get(&ino).copied();
+        let origin = author.unwrap_or(Origin::Scan);
+        self.filesystem.recorder.record(origin, change)?;
         Ok(())
     }
 
@@ -205,12 +224,13 @@ impl Scan<'_> {
                 *left == 0
             };
             self.report.removed += 1;
-            self.record(Change::Unlink {
+            let change = Change::Unlink {
                 parent,
                 name,
                 ino: node.ino,
                 last,
-            })?;
+            };
+            self.record_of(node.ino, change)?;
         }
         Ok(())
     }
@@ -321,13 +341,14 @@ impl Scan<'_> {
             Ok(target) => target,
             Err(error) => return Err(lower("read the link", path, error)),
         };
-        self.record(Change::Create {
+        let change = Change::Create {
             parent: place.parent,
             name: place.name.to_vec(),
             ino: found.ino,
             attr: found.recorded(),
             target,
-        })?;
+        };
+        self.record_of(found.ino, change)?;
         let xattrs = self.xattrs(place, found, path);
         if let Some(xattrs) = xattrs.filter(|xattrs| !xattrs.is_empty()) {
             self.record(Change::Xattrs {

@@ -92,7 +92,7 @@ impl Error {
 }
 
 /// Names the action and the path of an I/O error.
-trait Context<T> {
+pub(crate) trait Context<T> {
     fn context(self, action: &'static str, path: impl Into<String>) -> Result<T, Error>;
 }
 

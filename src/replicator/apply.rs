@@ -17,6 +17,7 @@ use super::Error;
 use super::batch::Step;
 use super::conflict::{explanation, kept_name, unit_explanation};
 use super::merge::{merge_found, rebase};
+use super::pulls::{self, Made, Pull};
 use super::round::{Found, Round};
 use super::scope::{LocalNode, only_local};
 
@@ -73,9 +74,11 @@ pub fn apply(
     let mut ops = Vec::new();
     let mut refused = Vec::new();
     let mut modes = Vec::new();
+    let mut pulls = Vec::new();
     for step in &round.local_steps {
         match translate(tree, round, step, &mut modes) {
-            Ok(translated) => {
+            Ok((translated, made)) => {
+                pulls.extend(Pull::of(round, step, made));
                 ops.extend(translated.into_iter().map(|op| (step.path.clone(), op)));
             }
             Err(reason) => refused.push((step.path.clone(), reason)),
@@ -106,6 +109,7 @@ pub fn apply(
         );
     }
     ops.extend(modes);
+    pulls::announce(journal, round.peer.id, &pulls)?;
     let origin = Origin::Peer(round.peer.id);
     let makes = |op: &DoorOp| matches!(op, DoorOp::Place { .. });
     let clears = |op: &DoorOp| matches!(op, DoorOp::RemoveDir { .. });
@@ -113,7 +117,11 @@ pub fn apply(
         .into_iter()
         .map(|(path, op)| ((path, makes(&op), clears(&op)), (op, origin)))
         .unzip();
-    for ((path, makes, clears), result) in paths.into_iter().zip(tree.carry_out(round, ops)) {
+    let results = tree.carry_out(round, ops);
+    if !pulls.is_empty() {
+        pulls::settle(journal, &tree.filesystem, round.peer.id, pulls)?;
+    }
+    for ((path, makes, clears), result) in paths.into_iter().zip(results) {
         match result {
             DoorResult::Done { n, ino } if makes => {
                 round.placed.insert(path, (ino, n));
@@ -163,14 +171,14 @@ fn removal(path: &RelPath, node: LocalNode, round: &Round) -> (RelPath, DoorOp) 
 const SPECIAL_IN_THE_WAY: &str =
     "a FIFO, socket or device is in the way of what the peer has here: move it elsewhere";
 
-/// The operations of one step. Directories that the daemon itself could not write into
+/// The operations of one step, and what it comes to. Directories that the daemon itself could not write into
 /// get their mode once they are filled.
 fn translate(
     tree: &LocalTree,
     round: &Round,
     step: &Step,
     modes: &mut Vec<(RelPath, DoorOp)>,
-) -> Result<Vec<DoorOp>, String> {
+) -> Result<(Vec<DoorOp>, Made), String> {
     let path = step.path.clone();
     if let Some(node) = round.locals.get(&path)
         && node.attr.kind == Kind::Special
@@ -203,7 +211,7 @@ fn translate(
         }
     };
     let Some(after) = &step.after else {
-        return Ok(vec![vacate(here)]);
+        return Ok((vec![vacate(here)], Made::Gone));
     };
     if let Some(reason) = tree.symlinks.refuse(&path, after) {
         return Err(reason);
@@ -211,13 +219,14 @@ fn translate(
     if let Some(before) = &step.before
         && before.content == after.content
     {
-        return Ok(vec![DoorOp::SetMeta {
+        let op = DoorOp::SetMeta {
             path: path.clone(),
             expect: here,
             mode: (before.mode != after.mode).then_some(after.mode),
             mtime: (before.mtime != after.mtime).then_some(after.mtime),
             xattrs: (before.xattrs != after.xattrs).then(|| after.xattrs.clone()),
-        }]);
+        };
+        return Ok((vec![op], Made::Meta));
     }
     let changes_kind =
         step.before.is_some() && (is_directory(&step.before) || is_directory(&step.after));
@@ -248,12 +257,16 @@ fn translate(
             },
         ));
     }
+    let made = Made::Placed {
+        staged: staged.clone(),
+        ino: Ino(placed.ino),
+    };
     ops.push(DoorOp::Place {
         staged,
         path,
         expect,
     });
-    Ok(ops)
+    Ok((ops, made))
 }
 
 /// Makes a fresh staged node, with the content that was fetched or that this side has.

@@ -82,6 +82,9 @@ pub(super) struct Driver {
     resume: Option<Resume>,
     /// See [`plan`].
     reports: Arc<Mutex<()>>,
+    /// The round that may change the tree. Held while it does, also by one that is given up
+    /// meanwhile.
+    applying: Arc<Mutex<u64>>,
     finished: Results<Numbered>,
     last_stderr: Option<String>,
     /// What the last round could not do, and what the agent says it cannot.
@@ -122,6 +125,7 @@ impl Driver {
             resume: None,
             finished: mpsc::unbounded_channel(),
             reports: Arc::default(),
+            applying: Arc::default(),
             last_stderr: None,
             problems: Default::default(),
             gathering: None,
@@ -280,7 +284,14 @@ impl Driver {
             }
             Command::SendHello => {
                 let hello = self.hello()?;
-                let mut hello = blocking(move || store::hello(&journal, peer, hello)).await?;
+                let applying = Arc::clone(&self.applying);
+                let hello = blocking(move || {
+                    // What the last link's round does to the tree comes to its end, or to
+                    // nothing: from the base that it leaves the peer's reports are told.
+                    *lock(&applying) = 0;
+                    store::hello(&journal, peer, hello)
+                });
+                let mut hello = hello.await?;
                 if self.resume.is_some() {
                     // Whoever is there now is the peer.
                     hello.peer = None;
@@ -361,8 +372,8 @@ impl Driver {
             Command::Propose(_) => {
                 let round = self.current_round()?;
                 let agreed = blocking(move || {
-                    let round = lock(&round);
-                    store::propose(&journal, &round)?;
+                    let mut round = lock(&round);
+                    round.advanced = store::propose(&journal, &round)?;
                     Ok(round.agreed())
                 })
                 .await?;
@@ -691,7 +702,13 @@ impl Driver {
         };
         let mut round = Box::new(round.into_inner().unwrap_or_else(PoisonError::into_inner));
         let contents = self.context.contents.clone().filter(|_| self.context.merge);
+        let applying = Arc::clone(&self.applying);
+        *lock(&applying) = number;
         start(move || {
+            let applying = lock(&applying);
+            if *applying != number {
+                return;
+            }
             let merged = match contents {
                 Some(contents) => apply_merged(&tree, &journal, &mut round, &contents),
                 None => Ok(Vec::new()),

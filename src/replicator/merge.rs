@@ -163,7 +163,7 @@ pub(super) fn rebase(
                 &path,
                 &format!("edited in different places here and on {name}: merged"),
             )?;
-            update.apply_base(
+            update.advance_base(
                 peer,
                 &[BaseChange::Put {
                     path,

@@ -20,6 +20,7 @@ mod merge;
 pub mod moves;
 #[cfg(test)]
 mod planning;
+mod pulls;
 mod repositories;
 pub mod round;
 pub mod scope;
@@ -36,6 +37,7 @@ pub use conflict::{RemoteVersion, kept_name};
 pub use doubts::{PowerLoss, power_loss};
 pub use handle::{Connect, Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};
 pub use marks::{Secured, check_marks, secure};
+pub use pulls::{interrupted, settle_pulls};
 pub use repositories::{UnitState, unit_state};
 pub use round::{Resolution, Resume, Side};
 #[cfg(test)]

@@ -143,6 +143,9 @@ pub struct Round {
     pub local_steps: Vec<Step>,
     /// Steps on the peer, and the base after them.
     pub batch: Batch,
+    /// What the base has been changed to since the last agreement, in base coordinates: by
+    /// earlier rounds, and, once they have been taken, by the steps of this one.
+    pub advanced: Vec<BaseChange>,
     /// Contents that are to be had on this side, by hash.
     pub sources: HashMap<ContentHash, Source>,
     /// Versions of conflicts that the peer keeps already.
@@ -825,6 +828,7 @@ fn assemble(
             sources.entry(*hash).or_insert(source);
         }
     }
+    let advanced = snapshot.advanced(peer.id)?;
     let (Ok(nonce), Ok(id)) = (Id::random(), Id::random()) else {
         return Err(Error::Random);
     };
@@ -862,6 +866,7 @@ fn assemble(
         locals: scope.locals,
         observed: scope.observed,
         batch,
+        advanced,
         sources,
         kept,
         found,
@@ -955,6 +960,7 @@ fn summarise(round: &mut Round, snapshot: &Snapshot, orders: &Orders) -> Result<
         ops: round.batch.ops.clone(),
         agree: changes_base
             || identities
+            || !round.advanced.is_empty()
             || orders.agree
             || !round.resolved.is_empty()
             || round.peer.agreement.is_none(),
@@ -1031,6 +1037,7 @@ impl Round {
     pub fn agreed(&self) -> Vec<ToAgent> {
         let mut pieces = Vec::new();
         let (mut changes, mut bytes) = (Vec::new(), 0);
+        let (mut agreed, mut told) = (Vec::new(), HashSet::new());
         for (change, on) in self.base() {
             let (change, weight) = match change {
                 BaseChange::Put { path, entry, .. } => {
@@ -1038,6 +1045,7 @@ impl Round {
                     if sides.is_some_and(|sides| sides.base.as_ref() == Some(entry)) {
                         continue;
                     }
+                    told.insert(path);
                     let change = BaseChange::Put {
                         path: path.clone(),
                         node: None,
@@ -1045,7 +1053,10 @@ impl Round {
                     };
                     (change, row_weight(path, Some(entry)))
                 }
-                BaseChange::Remove { path } => (change.clone(), row_weight(path, None)),
+                BaseChange::Remove { path } => {
+                    told.insert(path);
+                    (change.clone(), row_weight(path, None))
+                }
                 BaseChange::Move { from, to } => (
                     change.clone(),
                     row_weight(from, None) + row_weight(to, None),
@@ -1055,10 +1066,23 @@ impl Round {
                 [at] => self.batch.ops.get(*at as usize).and_then(Op::agreed),
                 _ => None,
             };
-            let (agreed, weight) = match on.as_slice() {
+            agreed.push(match on.as_slice() {
                 [at] if step.as_ref() == Some(&change) => (Agreed::Step(*at), 8),
                 on => (Agreed::Other(change, on.to_vec()), weight),
+            });
+        }
+        // What this side's base is ahead with comes first, from where the rest leads on.
+        let ahead = self.advanced.iter().filter_map(|change| {
+            let (path, entry) = match change {
+                BaseChange::Put { path, entry, .. } => (path, Some(entry)),
+                BaseChange::Remove { path } => (path, None),
+                BaseChange::Move { to, .. } => (to, None),
             };
+            let again = self.moves.is_empty() && told.contains(path);
+            let agreed = Agreed::Other(change.clone(), Vec::new());
+            (!again).then(|| (agreed, row_weight(path, entry)))
+        });
+        for (change, weight) in ahead.chain(agreed) {
             if bytes + weight > PIECE && !changes.is_empty() {
                 pieces.push(ToAgent::Agreed {
                     batch: self.id,
@@ -1067,7 +1091,7 @@ impl Round {
                 bytes = 0;
             }
             bytes += weight;
-            changes.push(agreed);
+            changes.push(change);
         }
         if !changes.is_empty() {
             pieces.push(ToAgent::Agreed {

@@ -275,8 +275,9 @@ fn note(
     Ok(true)
 }
 
-/// Writes a round's outcome down as proposed.
-pub(super) fn propose(journal: &Journal, round: &Round) -> Result<(), Error> {
+/// Writes a round's outcome down as proposed. Returns what the base has been changed to
+/// since the last agreement.
+pub(super) fn propose(journal: &Journal, round: &Round) -> Result<Vec<BaseChange>, Error> {
     let peer = round.peer.id;
     // Which steps each change stands on, so that a proposal that turns out to have been
     // applied in part can be accepted in part, also by a later life of the daemon.
@@ -293,7 +294,7 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<(), Error> {
     let mut proposal = round.proposal(changes);
     // Durably, with everything before it, before the peer is told to commit: what it
     // acknowledges is then on record, whatever a power loss takes.
-    journal.update(Durability::Full, move |update| {
+    let advanced = journal.update(Durability::Full, move |update| {
         for change in &mut proposal.changes {
             if let BaseChange::Put { path, node, .. } = change
                 && let Some((ino, _)) = placed.get(path)
@@ -302,9 +303,10 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<(), Error> {
             }
         }
         update.propose(peer, &proposal)?;
-        update.set_setting(&terms_key(peer), &terms)
+        update.set_setting(&terms_key(peer), &terms)?;
+        update.advanced(peer)
     })?;
-    Ok(())
+    Ok(advanced)
 }
 
 /// What has to be known of a proposal to accept it without the round that made it.
@@ -621,6 +623,7 @@ pub fn forget_peer(journal: &Journal, reserved: &Reserved, peer: PeerId) -> Resu
         update.remove_setting(&kept_key(peer))?;
         update.remove_setting(&unsettled_key(peer))?;
         update.remove_setting(&super::doubts::doubts_key(peer))?;
+        super::pulls::forget(update, peer)?;
         super::marks::forget_mark(update, peer)?;
         update.remove_peer(peer)?;
         Ok(replica)

@@ -46,11 +46,13 @@ impl Life {
         fs::create_dir_all(&place.state).unwrap();
         let lower = Lower::open(&place.tree).unwrap();
         let (reserved, identity) = Reserved::create(lower.root().as_fd(), mirror).unwrap();
-        let (journal, _) = Journal::open(&place.state).unwrap();
+        let (journal, start) = Journal::open(&place.state).unwrap();
         replicator::check_marks(&journal, &reserved).unwrap();
         let filesystem = Filesystem::new(lower, journal.recorder(), FsOptions::default()).unwrap();
         let artefacts = replicator::artefacts(&journal).unwrap();
-        let recovery = filesystem.recover(&journal).unwrap();
+        let authors = replicator::interrupted(&journal, &filesystem).unwrap();
+        let recovery = filesystem.recover_knowing(&journal, &authors).unwrap();
+        replicator::settle_pulls(&journal, &filesystem, &reserved, start.same_boot).unwrap();
         replicator::renew_artefacts(&journal, artefacts).unwrap();
         let known = journal.snapshot().unwrap().peers().unwrap().len();
         journal

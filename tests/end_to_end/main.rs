@@ -36,6 +36,7 @@ mod ordinary_user;
 mod peer_disk;
 mod peers;
 mod power_loss;
+mod pulled;
 mod refusals;
 mod repositories;
 mod rollback;

@@ -87,8 +87,9 @@ impl Numbers {
     }
 }
 
-/// Changes at random, moves of whole directories among them: going back to any agreement
-/// gives the base that held at it.
+/// Changes at random, moves of whole directories among them, some of them made ahead of
+/// the agreement: going back to any agreement gives the base that held at it, and the other
+/// side, which is told of both, holds the same.
 #[test]
 fn the_base_of_any_agreement_is_had_by_going_back() {
     for seed in 0..60 {
@@ -96,6 +97,7 @@ fn the_base_of_any_agreement_is_had_by_going_back() {
         let chain = Chain::new(&db, 7);
         let other = Chain::new(&db, 8);
         other.fill(&[(path("a"), entry(1))]).unwrap();
+        let told = Chain::new(&db, 9);
         let mut numbers = Numbers(seed);
         let mut history = Vec::new();
         let names = ["a", "b", "c", "a/x", "a/y", "b/x", "b/y", "c/x", "a/x/1"];
@@ -117,13 +119,29 @@ fn the_base_of_any_agreement_is_had_by_going_back() {
                 });
             }
             let made = agreement(number, u8::try_from(number).unwrap());
-            chain.change(&changes, Some(&made)).unwrap();
-            chain.agree(&made, Timestamp::now()).unwrap();
+            let ahead = usize::try_from(numbers.below(3))
+                .unwrap()
+                .min(changes.len());
+            chain.advance(&changes[..ahead]).unwrap();
+            told.change(&chain.advanced().unwrap(), Some(&made))
+                .unwrap();
+            for chain in [&chain, &told] {
+                chain.change(&changes[ahead..], Some(&made)).unwrap();
+                chain.agree(&made, Timestamp::now()).unwrap();
+            }
+            assert_eq!(chain.advanced().unwrap(), []);
+            assert_eq!(shown(&told), shown(&chain));
             history.push((made, shown(&chain)));
         }
         while !history.is_empty() {
             let keep = usize::try_from(numbers.below(history.len() as u64)).unwrap();
             let (to, expected) = history[keep].clone();
+            let put = BaseChange::Put {
+                path: path("a"),
+                node: None,
+                entry: entry(5000),
+            };
+            chain.advance(&[put]).unwrap();
             assert!(chain.rewind(&to).unwrap());
             assert_eq!(shown(&chain), expected, "seed {seed}, to {}", to.number);
             let left: Vec<_> = chain.links().unwrap().iter().map(|l| l.agreement).collect();

@@ -80,6 +80,13 @@ impl Update<'_> {
         self.chain_of(peer).change(changes, None)
     }
 
+    /// Changes a base ahead of the next agreement, which has to tell the peer of it: see
+    /// [`View::advanced`](crate::View::advanced). Going back to the last agreement undoes it.
+    pub fn advance_base(&self, peer: PeerId, changes: &[BaseChange]) -> Result<(), Error> {
+        self.known(peer)?;
+        self.chain_of(peer).advance(changes)
+    }
+
     /// Goes back to an earlier agreement with a peer, with its base, and forgets what was
     /// seen of the peer: everything is compared, on the grounds of that base. False if the
     /// base of that agreement is not known here; then nothing happens.

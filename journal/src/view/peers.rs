@@ -277,6 +277,12 @@ impl View {
         self.chain_of(peer).lacks_base()
     }
 
+    /// What the base of a peer has been changed to since the last agreement with it, which
+    /// the peer has not been told of.
+    pub fn advanced(&self, peer: PeerId) -> Result<Vec<BaseChange>, Error> {
+        self.chain_of(peer).advanced()
+    }
+
     /// Up to `limit` rows of the base whose paths come after `after`.
     pub fn base_page(
         &self,
