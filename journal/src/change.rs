@@ -188,4 +188,12 @@ impl Origin {
             Self::Peer(PeerId(id)) => id,
         }
     }
+
+    pub(crate) fn of_code(code: i64) -> Self {
+        match code {
+            0 => Self::Local,
+            -1 => Self::Scan,
+            peer => Self::Peer(PeerId(peer)),
+        }
+    }
 }

@@ -285,6 +285,15 @@ impl View {
         Ok(())
     }
 
+    /// Whether the tree has a file or a symbolic link that is no artefact.
+    pub fn has_files(&self) -> Result<bool, Error> {
+        let kinds = [crate::Kind::File, crate::Kind::Symlink].map(codec::kind_code);
+        Ok(self
+            .connection
+            .prepare_cached("SELECT 1 FROM node WHERE kind IN (?1, ?2) AND NOT artefact LIMIT 1")?
+            .exists(kinds)?)
+    }
+
     /// What was stored under a key by [`Update::set_setting`](crate::Update::set_setting).
     pub fn setting(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
         Ok(self

@@ -121,9 +121,6 @@ impl Peers {
         if dry_run {
             options.serve = Serve::Look;
         }
-        // Deletions that were seen are meant; what a scan found missing may not be. The brake
-        // is for when that is more than is left.
-        let wiped = site.recovery.removed > site.recovery.scanned;
         let url =
             PeerUrl::parse(&peer.url).or_fail(|| format!("cannot use the peer {}", peer.name))?;
         let deadline = options.deadline;
@@ -151,7 +148,6 @@ impl Peers {
             merge: site.record.conflict == OnConflict::Merge,
             contents: site.contents.clone(),
             name_artefacts: Arc::clone(&self.several),
-            scanned: wiped,
             dry_run,
             deadline,
         };

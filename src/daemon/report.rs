@@ -145,10 +145,14 @@ fn fill(status: &mut Status, view: &View) -> Result<(), Error> {
     status.held_back = Specials::default().held_back(view)?;
     for peer in view.peers()? {
         let (pending_changes, pending_bytes) = pending(view, peer.id, peer.durable)?;
+        let halt_reason = crate::replicator::braked(view, &peer)?;
         status.peers.push(Peer {
             name: peer.name,
             url: peer.url,
-            state: PeerState::Paused,
+            state: match halt_reason {
+                Some(_) => PeerState::Halted,
+                None => PeerState::Paused,
+            },
             transport: None,
             transport_reason: None,
             version: None,
@@ -158,7 +162,7 @@ fn fill(status: &mut Status, view: &View) -> Result<(), Error> {
             pending_changes,
             pending_bytes,
             last_error: None,
-            halt_reason: None,
+            halt_reason,
         });
     }
     status.journal = journal(view, view.n(), &status.peers)?;

@@ -67,8 +67,6 @@ pub struct Site {
     pub contents: Option<Arc<Contents>>,
     /// How the journal was found.
     pub start: Start,
-    /// What the scan of the tree found.
-    pub recovery: RecoveryReport,
     /// The peer that was ordered, among those configured.
     pub ordered: Option<PeerId>,
     /// What is written about the mirror in its directory.
@@ -214,7 +212,6 @@ impl Site {
             journal,
             contents,
             start,
-            recovery,
             ordered,
             record,
             dir,

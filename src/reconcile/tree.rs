@@ -187,22 +187,22 @@ impl Plan {
 
     /// Holds every deletion from the mounted side back.
     pub fn brake_local_deletions(&mut self) {
-        self.brake(|sides| sides.local.is_some());
+        self.brake(|_, sides| sides.local.is_some());
     }
 
-    /// Holds every deletion from the peer back.
-    pub fn brake_remote_deletions(&mut self) {
-        self.brake(|sides| sides.remote.is_some());
+    /// Holds deletions from the peer back.
+    pub fn brake_remote_deletions(&mut self, held: impl Fn(&RelPath) -> bool) {
+        self.brake(|path, sides| sides.remote.is_some() && held(path));
     }
 
     /// Brings back on the peer what is gone from there and still here.
     pub fn undo_remote_deletions(&mut self) {
-        self.undo(|sides| &sides.local);
+        self.undo(|_| true, |sides| &sides.local);
     }
 
     /// Brings back on the mounted side what is gone from here and still on the peer.
-    pub fn undo_local_deletions(&mut self) {
-        self.undo(|sides| &sides.remote);
+    pub fn undo_local_deletions(&mut self, wanted: impl Fn(&RelPath) -> bool) {
+        self.undo(wanted, |sides| &sides.remote);
     }
 
     /// Ends the conflict at a path in favour of the mounted side: below it too, where one
@@ -233,12 +233,17 @@ impl Plan {
         }
     }
 
-    fn undo(&mut self, keeper: impl Fn(&Sides) -> &Option<Entry>) {
-        for (sides, decision) in self.decisions.values_mut() {
+    fn undo(
+        &mut self,
+        wanted: impl Fn(&RelPath) -> bool,
+        keeper: impl Fn(&Sides) -> &Option<Entry>,
+    ) {
+        for (path, (sides, decision)) in &mut self.decisions {
             if let Decision::Agree {
                 result: result @ None,
                 ..
             } = decision
+                && wanted(path)
             {
                 result.clone_from(keeper(sides));
             }
@@ -247,10 +252,10 @@ impl Plan {
         keep_parents(self);
     }
 
-    fn brake(&mut self, concerned: impl Fn(&Sides) -> bool) {
+    fn brake(&mut self, concerned: impl Fn(&RelPath, &Sides) -> bool) {
         let mut held = Vec::new();
         for (path, (sides, decision)) in &mut self.decisions {
-            if matches!(decision, Decision::Agree { result: None, .. }) && concerned(sides) {
+            if matches!(decision, Decision::Agree { result: None, .. }) && concerned(path, sides) {
                 *decision = Decision::Hold(Held::Brake);
                 held.push(path.clone());
             }

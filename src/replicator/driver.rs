@@ -80,6 +80,8 @@ pub(super) struct Driver {
     next_flush: u64,
     resolutions: HashMap<RelPath, Resolution>,
     resume: Option<Resume>,
+    /// Why a brake holds something back, if one does and nobody has said what to do.
+    braked: Option<String>,
     /// See [`plan`].
     reports: Arc<Mutex<()>>,
     /// The round that may change the tree. Held while it does, also by one that is given up
@@ -91,6 +93,8 @@ pub(super) struct Driver {
     problems: (Problems, Problems),
     /// When rounds have deleted files here, and which.
     deleted: Vec<(Instant, Vec<RelPath>)>,
+    /// When rounds have deleted files on the peer, and how many.
+    sent: Vec<(Instant, usize)>,
     /// The files that rounds have made here lately. If they go again, as what programs
     /// write and rename does, nothing is being wiped.
     created: HashMap<RelPath, Instant>,
@@ -107,7 +111,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Driver {
     pub(super) fn new(context: Context, machine: Machine, status: Arc<Mutex<PeerStatus>>) -> Self {
+        let braked = lock(&status).halt_reason.clone();
         Self {
+            braked,
             context,
             machine,
             started: crate::clock::monotonic(),
@@ -130,6 +136,7 @@ impl Driver {
             problems: Default::default(),
             gathering: None,
             deleted: Vec::new(),
+            sent: Vec::new(),
             created: HashMap::new(),
             #[cfg(test)]
             dials: false,
@@ -213,6 +220,7 @@ impl Driver {
             }
             Control::Resume(resume) => {
                 self.resume = Some(resume);
+                self.braked = None;
                 lock(&self.status).halt_reason = None;
                 // A halted link is tried again; one that is up looks at everything again.
                 Some(match self.machine.state() {
@@ -391,7 +399,7 @@ impl Driver {
                     let mut round = lock(&round);
                     let released = store::accept(&journal, &mut round, &diverged, upto)?;
                     record_again(&filesystem, &released);
-                    Ok(round.cursor)
+                    Ok(round.covered)
                 })
                 .await;
                 // Without the base the session cannot go on: the next one finds out by
@@ -408,7 +416,7 @@ impl Driver {
                     let mut round = lock(&round);
                     let released = store::advance(&journal, &mut round)?;
                     record_again(&filesystem, &released);
-                    Ok(round.cursor)
+                    Ok(round.covered)
                 })
                 .await?;
                 return Ok(Some(self.accepted(n)));
@@ -558,14 +566,20 @@ impl Driver {
         let now = crate::clock::monotonic();
         self.deleted
             .retain(|(at, files)| !files.is_empty() && now.duration_since(*at) < LATELY);
+        self.sent
+            .retain(|(at, files)| *files > 0 && now.duration_since(*at) < LATELY);
         self.created
             .retain(|_, at| now.duration_since(*at) < LATELY);
         let orders = Orders {
             policy: self.context.policy,
             resume: self.resume,
             deletions_before: self.gathering,
-            deleted_lately: self.deleted.iter().map(|(_, files)| files.len()).sum(),
-            scanned: self.context.scanned,
+            deleted_lately: self
+                .deleted
+                .iter()
+                .flat_map(|(_, files)| files.clone())
+                .collect(),
+            sent_lately: self.sent.iter().map(|(_, files)| files).sum(),
             resolutions: self.resolutions.clone(),
             agree,
             name_artefacts: self.context.name_artefacts.load(Ordering::Relaxed),
@@ -604,16 +618,13 @@ impl Driver {
                 .deleted()
                 .filter(|path| !self.created.contains_key(*path));
             self.deleted.push((now, old.cloned().collect()));
+            self.sent.push((now, round.deleted_there()));
             self.created
                 .extend(round.created().map(|path| (path.clone(), now)));
             let mut status = lock(&self.status);
-            status.halt_reason.clone_from(&round.braked);
-            if round.braked.is_none() {
-                status.wiped.clear();
-            } else if status.wiped.is_empty() {
-                let files = self.deleted.iter().flat_map(|(_, files)| files);
-                status.wiped = files.cloned().collect();
-            }
+            self.braked = round.braked();
+            status.halt_reason.clone_from(&self.braked);
+            status.wiped = round.brakes.wiped().to_vec();
             self.problems.0.clone_from(&round.problems);
             status.problems = self.problems();
             // An order that came while the round was under way is for the next one.
@@ -621,11 +632,8 @@ impl Driver {
                 round.resolutions.get(path) != Some(resolution)
                     || !round.plan.decisions.contains_key(path)
             });
-            if round.braked.is_none() && round.gathering.is_none() {
-                if round.resume == self.resume {
-                    self.resume = None;
-                }
-                self.context.scanned = false;
+            if self.braked.is_none() && round.gathering.is_none() && round.resume == self.resume {
+                self.resume = None;
             }
         }
         self.forget_staged();
@@ -875,7 +883,7 @@ impl Driver {
                 self.problems.1.clear();
                 let problems = self.problems();
                 let mut status = lock(&self.status);
-                status.halt_reason = None;
+                status.halt_reason.clone_from(&self.braked);
                 status.problems = problems;
                 status.version = Some(hello.version.clone());
             }

@@ -15,6 +15,7 @@ use crate::tree::{Id, MirrorId, PeerId, RelPath, ReplicaId};
 
 use super::Error;
 use super::apply::LocalTree;
+use super::brake::Brakes;
 use super::driver::{Driver, lock};
 use super::machine::Machine;
 use super::round::{Resolution, Resume};
@@ -41,8 +42,6 @@ pub struct Context {
     pub policy: Policy,
     /// Whether several peers are configured.
     pub name_artefacts: Arc<AtomicBool>,
-    /// Changes on this side were found by a scan since the last clean stop.
-    pub scanned: bool,
     /// Text that was edited in different places merges by itself.
     pub merge: bool,
     /// Where small texts are kept as both sides agreed on them, if that can be had.
@@ -146,9 +145,12 @@ pub(super) fn prepare(
     context: Context,
     jitter: u64,
 ) -> Result<(Driver, Arc<Mutex<PeerStatus>>), Error> {
-    let Some(peer) = context.journal.snapshot()?.peer(context.peer)? else {
+    let snapshot = context.journal.snapshot()?;
+    let Some(peer) = snapshot.peer(context.peer)? else {
         return Err(Error::UnknownPeer);
     };
+    let brakes = Brakes::load(&snapshot, peer.id)?;
+    drop(snapshot);
     let newest = context.journal.recorder().last();
     let machine =
         Machine::new(peer.cursor, peer.durable, newest, jitter).with_deadline(context.deadline);
@@ -162,8 +164,8 @@ pub(super) fn prepare(
         pending_bytes: 0,
         settled: false,
         last_error: None,
-        halt_reason: None,
-        wiped: Vec::new(),
+        halt_reason: brakes.reason(&peer.name),
+        wiped: brakes.wiped().to_vec(),
         problems: Vec::new(),
         degraded: None,
         preview: None,

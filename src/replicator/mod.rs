@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod batch;
+mod brake;
 pub mod conflict;
 mod doubts;
 mod driver;
@@ -33,6 +34,7 @@ mod work;
 pub(crate) use driver::simulated::Stepped;
 
 pub use apply::LocalTree;
+pub use brake::braked;
 pub use conflict::{RemoteVersion, kept_name};
 pub use doubts::{PowerLoss, power_loss};
 pub use handle::{Connect, Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};

@@ -16,6 +16,7 @@ use crate::wire::message::{Agreed, Divergence, Op, PIECE, Revision, ToAgent, row
 
 use super::Error;
 use super::batch::{Batch, Step, steps};
+use super::brake::{Brakes, Ground};
 use super::conflict::{Artefacts, RemoteVersion, kept_name};
 use super::doubts::Doubts;
 use super::handle::Preview;
@@ -63,10 +64,10 @@ pub struct Orders {
     /// How many deletions on this side the round before held back to see whether more
     /// would come.
     pub deletions_before: Option<usize>,
-    /// How many files the peer's deletions have taken from this side lately.
-    pub deleted_lately: usize,
-    /// The next many deletions on this side were found by a scan, not seen.
-    pub scanned: bool,
+    /// The files that the peer's deletions have taken from this side lately.
+    pub deleted_lately: Vec<RelPath>,
+    /// How many files this side's deletions have taken from the peer lately.
+    pub sent_lately: usize,
     /// Conflicts that somebody resolved.
     pub resolutions: HashMap<RelPath, Resolution>,
     /// Make an agreement even if nothing has to be done.
@@ -160,8 +161,10 @@ pub struct Round {
     pub unsettled: Unsettled,
     /// Files that could not be read, and steps that did not take place.
     pub problems: Vec<(RelPath, String)>,
-    /// Why deletions were held back, if they were.
-    pub braked: Option<String>,
+    /// The brakes as the round leaves them.
+    pub(super) brakes: Brakes,
+    /// Whether it found them in another state.
+    pub(super) brakes_are_news: bool,
     /// How many deletions on this side were held back to see whether more will come.
     pub gathering: Option<usize>,
     /// The agreement to be made.
@@ -170,6 +173,9 @@ pub struct Round {
     pub id: Id,
     /// The cursor once the round is over.
     pub cursor: u64,
+    /// The last local change that the round has looked at, and left nothing of for another
+    /// one but what a brake holds.
+    pub covered: u64,
     /// The agent's reports that were taken into account.
     pub seen: Revision,
     /// The size of each content that has to be fetched.
@@ -282,8 +288,15 @@ pub fn plan(
         settle_by_time(&mut decided);
     }
     let mut resolved = resolve(&snapshot, &mut decided, &conflicts, orders)?;
-    let gathering = gather_deletions(&mut decided, orders);
-    let braked = brake(&snapshot, &peer, &mut decided, orders)?;
+    let known_brakes = Brakes::load(&snapshot, peer.id)?;
+    let mut brakes = known_brakes.clone();
+    let ground = Ground {
+        snapshot: &snapshot,
+        peer: &looked_at,
+        moves: &scope.moves,
+        orders,
+    };
+    let gathering = brakes.judge(&mut decided, &ground)?;
     let found = find_conflicts(&snapshot, &peer, &decided, &conflicts, orders)?;
     let more = orders
         .most
@@ -305,9 +318,9 @@ pub fn plan(
             }
         }
     }
-    let mut round = assemble(
-        &snapshot, peer, cut, decided, scope, found, resolved, braked,
-    )?;
+    let mut round = assemble(&snapshot, peer, cut, decided, scope, found, resolved)?;
+    round.brakes_are_news = brakes != known_brakes;
+    round.brakes = brakes;
     for unit in over {
         let removed = removed_objects(&snapshot, &round, &unit)?;
         round.unsettled.paths.extend(removed);
@@ -317,6 +330,7 @@ pub fn plan(
     if more {
         // What is left comes up again.
         round.cursor = round.peer.cursor;
+        round.covered = round.cursor;
     }
     round.moved = moved;
     round.resume = orders.resume;
@@ -586,71 +600,6 @@ pub(crate) fn is_unedited_copy(conflict: &Conflict, node: &mirrorfs_journal::Nod
     }
 }
 
-/// What a person can do about a brake.
-const WAY_ON: &str = "mirrorfs resume --refill brings them back, --allow-deletions deletes them \
-                      on both sides";
-
-/// A tree that is being wiped is reported piece by piece, and no piece may be many. So
-/// deletions beyond a few wait until no more of them come.
-fn gather_deletions(plan: &mut Plan, orders: &Orders) -> Option<usize> {
-    let deletions = plan.local_deletions();
-    let settled = orders.resume.is_some() || orders.deletions_before == Some(deletions);
-    if deletions <= AT_ONCE || settled {
-        return None;
-    }
-    plan.brake_local_deletions();
-    Some(deletions)
-}
-
-/// So many deletions are carried out as soon as they are reported.
-const AT_ONCE: usize = 3;
-
-/// So many files may go at once without anybody being asked.
-const FEW: usize = 20;
-
-/// Deletions that were inferred and are suspiciously many are held.
-fn brake(
-    snapshot: &Snapshot,
-    peer: &Peer,
-    plan: &mut Plan,
-    orders: &Orders,
-) -> Result<Option<String>, Error> {
-    if orders.resume == Some(Resume::AllowDeletions) {
-        return Ok(None);
-    }
-    let known = usize::try_from(snapshot.base_count(peer.id)?).unwrap_or(usize::MAX);
-    let too_many = |deletions: usize| deletions > FEW && deletions > known / 2;
-    let (local, remote) = (plan.local_deletions(), plan.remote_deletions());
-    let refill = orders.resume == Some(Resume::Refill);
-    // A wipe that takes its time is one wipe.
-    let (gone, had) = (local + orders.deleted_lately, known + orders.deleted_lately);
-    if local > 0 && gone > FEW && gone > had / 2 {
-        if refill {
-            plan.undo_remote_deletions();
-            return Ok(None);
-        }
-        plan.brake_local_deletions();
-        return Ok(Some(format!(
-            "{gone} of {had} files are gone from the peer {}: the deletion of {local} here is held \
-             back; {WAY_ON}",
-            peer.name
-        )));
-    }
-    if orders.scanned && too_many(remote) {
-        if refill {
-            plan.undo_local_deletions();
-            return Ok(None);
-        }
-        plan.brake_remote_deletions();
-        return Ok(Some(format!(
-            "{remote} of {known} files were found missing here after a stop: their deletion from \
-             the peer {} is held back; {WAY_ON}",
-            peer.name
-        )));
-    }
-    Ok(None)
-}
-
 fn find_conflicts(
     snapshot: &Snapshot,
     peer: &Peer,
@@ -784,7 +733,6 @@ fn free_names(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 fn assemble(
     snapshot: &Snapshot,
     peer: Peer,
@@ -793,7 +741,6 @@ fn assemble(
     scope: Scope,
     found: Vec<Found>,
     resolved: Vec<Resolved>,
-    braked: Option<String>,
 ) -> Result<Round, Error> {
     let nodes = scope
         .locals
@@ -874,11 +821,13 @@ fn assemble(
         moved: Vec::new(),
         unsettled,
         problems,
-        braked,
+        brakes: Brakes::default(),
+        brakes_are_news: false,
         gathering: None,
         agreement,
         id,
         cursor,
+        covered: snapshot.n(),
         seen,
         incoming: HashMap::new(),
         missing: HashSet::new(),
@@ -952,7 +901,7 @@ fn summarise(round: &mut Round, snapshot: &Snapshot, orders: &Orders) -> Result<
         }
     }
     Ok(Planned {
-        n: round.cursor,
+        n: round.covered,
         fetches: fetches.into_values().collect(),
         local: !round.local_steps.is_empty()
             || !round.found.is_empty()
@@ -977,6 +926,11 @@ impl Round {
     /// The files that the round has deleted here.
     pub fn deleted(&self) -> impl Iterator<Item = &RelPath> {
         self.files_that(|before, after| before.is_some() && after.is_none())
+    }
+
+    /// How many files the round has deleted on the peer.
+    pub fn deleted_there(&self) -> usize {
+        self.plan.remote_deletions()
     }
 
     /// The files that the round has made here.
@@ -1100,6 +1054,11 @@ impl Round {
             });
         }
         pieces
+    }
+
+    /// Why deletions are held back, if they are, and what to do.
+    pub fn braked(&self) -> Option<String> {
+        self.brakes.reason(&self.peer.name)
     }
 
     /// What the round would do, for people.

@@ -16,6 +16,7 @@ use crate::wire::message::{
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::brake::Brakes;
 use super::round::{Found, Round, unsettled_key};
 use super::scope::Unsettled;
 
@@ -263,12 +264,13 @@ fn note(
 ) -> Result<bool, mirrorfs_journal::Error> {
     let base = update.base_at(peer, path)?;
     if base.as_ref().map(|base| &base.entry) == entry {
-        if !in_round {
-            update.forget_observation(peer, path)?;
-            return Ok(false);
-        }
         if !update.is_observed(peer, path)? {
             return Ok(false);
+        }
+        if !in_round {
+            // What was held because of it need not be any more.
+            update.forget_observation(peer, path)?;
+            return Ok(true);
         }
     }
     update.observe(peer, path, entry)?;
@@ -291,6 +293,7 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<Vec<BaseChange
     };
     let terms = postcard::to_stdvec(&terms).map_err(|_| Error::Unencodable)?;
     let placed = round.placed.clone();
+    let brakes = round.brakes.clone();
     let mut proposal = round.proposal(changes);
     // Durably, with everything before it, before the peer is told to commit: what it
     // acknowledges is then on record, whatever a power loss takes.
@@ -302,6 +305,8 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<Vec<BaseChange
                 *node = update.node_by_ino(*ino)?.map(|node| node.id);
             }
         }
+        // With the files that the proposal adds to the base a brake might not engage again.
+        brakes.store(update, peer)?;
         update.propose(peer, &proposal)?;
         update.set_setting(&terms_key(peer), &terms)?;
         update.advanced(peer)
@@ -624,6 +629,7 @@ pub fn forget_peer(journal: &Journal, reserved: &Reserved, peer: PeerId) -> Resu
         update.remove_setting(&unsettled_key(peer))?;
         update.remove_setting(&super::doubts::doubts_key(peer))?;
         super::pulls::forget(update, peer)?;
+        Brakes::forget(update, peer)?;
         super::marks::forget_mark(update, peer)?;
         update.remove_peer(peer)?;
         Ok(replica)
@@ -802,7 +808,9 @@ pub(super) fn advance(journal: &Journal, round: &mut Round) -> Result<Vec<RelPat
 /// Records the number up to which the peer's copy survives a power loss there.
 pub(super) fn durable(journal: &Journal, peer: PeerId, n: u64) -> Result<(), Error> {
     journal.update(Durability::Normal, move |update| {
-        update.set_durable(peer, n)
+        // What a brake holds is behind the cursor still.
+        let cursor = update.peer(peer)?.map_or(n, |peer| peer.cursor);
+        update.set_durable(peer, n.min(cursor))
     })?;
     Ok(())
 }
@@ -837,6 +845,8 @@ struct Notes {
     /// The policy by which everything has been looked at.
     policy: Option<Policy>,
     policy_is_news: bool,
+    brakes: Brakes,
+    brakes_are_news: bool,
 }
 
 impl Notes {
@@ -880,9 +890,11 @@ impl Notes {
             had_unsettled: round.had_unsettled.clone(),
             decisions: noteworthy(round),
             // Not before the last part of what there was to look at.
-            policy: (!round.more && round.braked.is_none() && round.gathering.is_none())
+            policy: (!round.more && round.braked().is_none() && round.gathering.is_none())
                 .then_some(round.policy),
             policy_is_news: round.policy_is_news,
+            brakes: round.brakes.clone(),
+            brakes_are_news: round.brakes_are_news,
         }
     }
 
@@ -895,6 +907,7 @@ impl Notes {
             && self.had_unsettled.is_empty()
             && self.decisions.is_empty()
             && !self.policy_is_news
+            && !self.brakes_are_news
     }
 
     /// Returns which artefacts are files like any other from now on.
@@ -925,6 +938,7 @@ impl Notes {
                 update.set_setting(&key, &code)?;
             }
         }
+        self.brakes.store(update, peer)?;
         for (path, what) in &self.decisions {
             update.note(peer, path, what)?;
         }

@@ -51,7 +51,7 @@ impl Life {
         let filesystem = Filesystem::new(lower, journal.recorder(), FsOptions::default()).unwrap();
         let artefacts = replicator::artefacts(&journal).unwrap();
         let authors = replicator::interrupted(&journal, &filesystem).unwrap();
-        let recovery = filesystem.recover_knowing(&journal, &authors).unwrap();
+        filesystem.recover_knowing(&journal, &authors).unwrap();
         replicator::settle_pulls(&journal, &filesystem, &reserved, start.same_boot).unwrap();
         replicator::renew_artefacts(&journal, artefacts).unwrap();
         let known = journal.snapshot().unwrap().peers().unwrap().len();
@@ -88,7 +88,6 @@ impl Life {
                 peer: peer.id,
                 policy: Policy::TwoWay,
                 name_artefacts: Arc::new((peers > 1).into()),
-                scanned: recovery.removed > recovery.scanned,
                 dry_run: false,
                 merge: false,
                 contents: None,

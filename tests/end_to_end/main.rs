@@ -13,6 +13,7 @@ mod support;
 
 mod attach;
 mod bad_links;
+mod brakes;
 mod conflict;
 mod conflict_commands;
 mod crash;

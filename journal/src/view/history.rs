@@ -169,6 +169,30 @@ impl View {
     }
 }
 
+impl View {
+    /// The last change of each of these nodes, alive or gone, and who made it, as far as
+    /// that was after `since` and is still on record.
+    pub fn last_changes(
+        &self,
+        nodes: &HashSet<NodeId>,
+        since: u64,
+    ) -> Result<HashMap<NodeId, (u64, Origin)>, Error> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT n, node, origin FROM change WHERE n > ?1 ORDER BY n")?;
+        let mut rows = statement.query([since.cast_signed()])?;
+        let mut last = HashMap::new();
+        while let Some(row) = rows.next()? {
+            let node = NodeId(row.get(1)?);
+            if nodes.contains(&node) {
+                let n: i64 = row.get(0)?;
+                last.insert(node, (n.cast_unsigned(), Origin::of_code(row.get(2)?)));
+            }
+        }
+        Ok(last)
+    }
+}
+
 fn read_note(row: &Row<'_>) -> Result<Event, Error> {
     Ok(Event {
         n: row.get::<_, i64>(0)?.cast_unsigned(),
@@ -227,11 +251,7 @@ impl<'v> Names<'v> {
 
     fn read_change(&self, row: &Row<'_>) -> Result<Event, Error> {
         let (n, node): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let origin = match row.get(3)? {
-            0 => Origin::Local,
-            -1 => Origin::Scan,
-            peer => Origin::Peer(PeerId(peer)),
-        };
+        let origin = Origin::of_code(row.get(3)?);
         let what = what(row.get(4)?)?;
         let moved = matches!(what, What::Renamed | What::Exchanged);
         let range: (Option<i64>, Option<i64>) = (row.get(5)?, row.get(6)?);

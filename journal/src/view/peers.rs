@@ -229,6 +229,18 @@ impl View {
         Ok(count.cast_unsigned())
     }
 
+    /// How many of them are no directories.
+    pub fn base_files(&self, peer: PeerId) -> Result<u64, Error> {
+        // An entry begins with its kind, and that of a directory is the first one.
+        let count: i64 = self
+            .connection
+            .prepare_cached(
+                "SELECT count(*) FROM base WHERE peer = ?1 AND substr(entry, 1, 1) <> x'00'",
+            )?
+            .query_row([peer.0], |row| row.get(0))?;
+        Ok(count.cast_unsigned())
+    }
+
     /// What the peer was seen to have where that differs from the base, in the order
     /// of the paths.
     pub fn remote_pending(&self, peer: PeerId) -> Result<Vec<(RelPath, Option<Entry>)>, Error> {

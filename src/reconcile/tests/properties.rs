@@ -232,7 +232,7 @@ impl Case<'_> {
     fn a_brake_holds_every_deletion(&self, plan: &Plan) {
         let (mut here, mut there) = (plan.clone(), plan.clone());
         here.brake_local_deletions();
-        there.brake_remote_deletions();
+        there.brake_remote_deletions(|_| true);
         for plan in [&here, &there] {
             self.results_are_trees(plan);
             self.only_what_the_base_says_is_displaced(plan);
@@ -249,7 +249,7 @@ impl Case<'_> {
     fn a_refill_brings_everything_back(&self, plan: &Plan) {
         let (mut here, mut there) = (plan.clone(), plan.clone());
         here.undo_remote_deletions();
-        there.undo_local_deletions();
+        there.undo_local_deletions(|_| true);
         for plan in [&here, &there] {
             self.results_are_trees(plan);
             self.only_what_the_base_says_is_displaced(plan);
