@@ -176,6 +176,26 @@ impl Change {
     }
 }
 
+/// What a change has done to the content of a file that it names.
+pub(crate) enum Effect {
+    /// Nothing.
+    Name,
+    /// Some of its bytes are others, and there may be more of them.
+    Bytes,
+    /// It may be another.
+    Content,
+}
+
+/// The effect of a change by its code in the `change` table.
+pub(crate) fn effect(code: i64) -> Effect {
+    match code {
+        // Names and attributes.
+        2..=5 | 8 | 9 | 11 | DISPLACED => Effect::Name,
+        6 => Effect::Bytes,
+        _ => Effect::Content,
+    }
+}
+
 /// The code in the `change` table of a node that lost its last name by another's
 /// change: it was replaced, or the record had to be repaired.
 pub(crate) const DISPLACED: i64 = 20;

@@ -8,9 +8,12 @@ pub use history::{Event, EventKind, LostName, What};
 pub(crate) use peers::below;
 pub use peers::{Base, BaseChange, Conflict, Peer, Proposal};
 
+use std::ops::Range;
+
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use crate::change::{Effect, effect};
 use crate::codec;
 use crate::{Attr, ContentHash, Error, Ino, NodeId, RelPath, Timestamp, Xattrs};
 
@@ -154,6 +157,31 @@ impl View {
             .query_map([since.cast_signed()], |row| row.get(0).map(NodeId))?
             .collect::<Result<_, _>>()?;
         Ok(nodes)
+    }
+
+    /// The ranges of a file that were written after `since`, in bytes, first and end. None
+    /// if its content changed in another way as well, or that is not on record.
+    pub fn written(&self, node: NodeId, since: u64) -> Result<Option<Vec<Range<u64>>>, Error> {
+        if since < self.compacted()? {
+            return Ok(None);
+        }
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT kind, start, length FROM change WHERE n > ?1 AND node = ?2")?;
+        let mut rows = statement.query((since.cast_signed(), node.0))?;
+        let mut written = Vec::new();
+        while let Some(row) = rows.next()? {
+            let range: (Option<i64>, Option<i64>) = (row.get(1)?, row.get(2)?);
+            match (effect(row.get(0)?), range) {
+                (Effect::Name, _) => {}
+                (Effect::Bytes, (Some(start), Some(length))) => {
+                    let start = start.cast_unsigned();
+                    written.push(start..start.saturating_add(length.cast_unsigned()));
+                }
+                (Effect::Bytes | Effect::Content, _) => return Ok(None),
+            }
+        }
+        Ok(Some(written))
     }
 
     /// A node that is alive.

@@ -555,3 +555,63 @@ fn a_misfit_asks_for_a_scan() {
     journal.close().unwrap();
     assert!(Journal::open(dir.path()).unwrap().1.clean);
 }
+
+/// What was written to a file since a change is told if nothing else became of its content.
+#[test]
+fn what_was_written_to_a_file_is_on_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let recorder = journal.recorder();
+    let ino = Ino(5);
+    let attr = attr(Kind::File, 100);
+    let record = |change| recorder.record(Origin::Local, change).unwrap();
+    let write = |offset, len| {
+        record(Change::Write {
+            ino,
+            offset,
+            len,
+            attr,
+        })
+    };
+    let written = |since| {
+        let snapshot = journal.snapshot().unwrap();
+        let node = snapshot.node_by_ino(ino).unwrap().unwrap();
+        snapshot.written(node.id, since).unwrap()
+    };
+    let created = record(Change::Create {
+        parent: Ino(ROOT),
+        name: b"a".to_vec(),
+        ino,
+        attr,
+        target: None,
+    });
+    write(0, 10);
+    record(Change::Attr { ino, attr });
+    record(Change::Link {
+        parent: Ino(ROOT),
+        name: b"b".to_vec(),
+        ino,
+    });
+    let second = write(50, 7);
+    assert_eq!(written(created), Some(vec![0..10, 50..57]));
+    assert_eq!(written(second), Some(Vec::new()));
+    assert_eq!(written(created - 1), None, "all of it is new");
+    record(Change::Truncate { ino, attr });
+    write(3, 4);
+    assert_eq!(written(second), None, "it was cut as well");
+    let snapshot = journal.snapshot().unwrap();
+    let node = snapshot.node_by_ino(ino).unwrap().unwrap();
+    drop(snapshot);
+    let everything = recorder.last();
+    journal
+        .update(Durability::Normal, move |update| {
+            update.compact_unseen(0, u64::MAX).map(drop)
+        })
+        .unwrap();
+    let snapshot = journal.snapshot().unwrap();
+    assert_eq!(snapshot.written(node.id, created).unwrap(), None);
+    assert_eq!(
+        snapshot.written(node.id, everything).unwrap(),
+        Some(Vec::new())
+    );
+}

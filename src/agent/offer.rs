@@ -1,11 +1,13 @@
 //! A batch while its steps and contents come in.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 
 use mirrorfs_journal::index::PeerIndex;
 
-use crate::replica::{self, Partial, Root, Staging};
+use crate::replica::{self, Incoming, Partial, Root, Staging};
 use crate::tree::{Content, ContentHash, Entry, RelPath, scan};
 use crate::wire::message::{BatchId, Op, Want};
 
@@ -18,6 +20,15 @@ pub(super) const WANTS: usize = 20_000;
 /// How many contents are kept open while they come in.
 const OPEN: usize = 8;
 
+/// A stretch of one content that is one of another as well.
+pub(super) struct Reuse {
+    pub(super) hash: ContentHash,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) old: ContentHash,
+    pub(super) from: u64,
+}
+
 /// A batch that is being offered.
 pub(super) struct Offer {
     pub(super) batch: BatchId,
@@ -26,6 +37,8 @@ pub(super) struct Offer {
     /// Sizes of the contents that are still missing.
     missing: HashMap<ContentHash, u64>,
     open: VecDeque<(ContentHash, Partial)>,
+    /// The content that others were last told by, with a file that has it.
+    old: Option<(ContentHash, File)>,
     /// Whether all steps are here.
     complete: bool,
 }
@@ -38,6 +51,7 @@ impl Offer {
             bytes: 0,
             missing: HashMap::new(),
             open: VecDeque::new(),
+            old: None,
             complete: false,
         }
     }
@@ -96,16 +110,61 @@ impl Offer {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), replica::Error> {
-        let Some(size) = self.missing.get(&hash).copied() else {
-            // Nobody asked for it, or not any more.
+        let Some(mut incoming) = self.incoming(staging, hash)? else {
             return Ok(());
         };
+        incoming.append(offset, bytes)?;
+        self.took(hash, incoming)
+    }
+
+    /// Takes in a stretch of a content that is one of another content as well.
+    pub(super) fn reuse(
+        &mut self,
+        root: &Root,
+        staging: &Staging,
+        index: &PeerIndex,
+        stretch: &Reuse,
+    ) -> Result<(), replica::Error> {
+        let hash = stretch.hash;
+        let Some(mut incoming) = self.incoming(staging, hash)? else {
+            return Ok(());
+        };
+        let known = self.old.take().filter(|(known, _)| *known == stretch.old);
+        let known = known.or_else(|| Some((stretch.old, find(stretch.old, root, index)?.0)));
+        let Some((old, file)) = known else {
+            return Err(replica::Error::NothingToReuse {
+                hash,
+                old: stretch.old,
+            });
+        };
+        incoming.append_from(
+            stretch.offset,
+            &|buffer, at| file.read_at(buffer, at),
+            stretch.from,
+            stretch.len,
+        )?;
+        self.old = Some((old, file));
+        self.took(hash, incoming)
+    }
+
+    /// A content as far as it is here; none if nobody asked for it, or not any more.
+    fn incoming<'a>(
+        &mut self,
+        staging: &'a Staging,
+        hash: ContentHash,
+    ) -> Result<Option<Incoming<'a>>, replica::Error> {
+        let Some(size) = self.missing.get(&hash).copied() else {
+            return Ok(None);
+        };
         let at = self.open.iter().position(|(open, _)| *open == hash);
-        let mut incoming = match at.and_then(|at| self.open.remove(at)) {
+        Ok(Some(match at.and_then(|at| self.open.remove(at)) {
             Some((_, partial)) => staging.resume(partial),
             None => staging.begin(hash, size)?,
-        };
-        incoming.append(offset, bytes)?;
+        }))
+    }
+
+    /// A stretch of a content has been taken in.
+    fn took(&mut self, hash: ContentHash, incoming: Incoming<'_>) -> Result<(), replica::Error> {
         if incoming.missing() == 0 {
             incoming.finish_unsynced()?;
             self.missing.remove(&hash);
@@ -131,6 +190,23 @@ impl Offer {
             .map(|(hash, _)| hash)
             .collect()
     }
+}
+
+/// A file that the index says has a certain content, and the size of that.
+pub(super) fn find(hash: ContentHash, root: &Root, index: &PeerIndex) -> Option<(File, u64)> {
+    for path in index.paths_of(&hash).unwrap_or_default() {
+        let Ok(dir) = root.parent(&path) else {
+            continue;
+        };
+        if let Ok(file) = scan::open_file(dir.as_fd(), path.name())
+            && let Ok(Some(row)) = index.row(&path)
+            && let Some(Content::File { size, .. }) = row.entry.map(|entry| entry.content)
+            && file.metadata().is_ok_and(|found| found.len() == size)
+        {
+            return Some((file, size));
+        }
+    }
+    None
 }
 
 fn is_here(

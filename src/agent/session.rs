@@ -27,7 +27,7 @@ use super::fetch::{Fetches, Next, Request};
 use super::hello::Opened;
 use super::lock::Lock;
 use super::observer::{COOKIE, Job, Observer, Signal};
-use super::offer::Offer;
+use super::offer::{Offer, Reuse};
 use super::silence::{Heard, Silence};
 use super::watch::{Watched, Watches};
 use crate::background;
@@ -473,23 +473,61 @@ impl Engine {
                 path,
                 hash,
                 offset,
+            } => self.fetch(Request {
+                number: request,
+                path,
+                hash,
+                offset,
+                old: None,
+            }),
+            ToAgent::FetchLike {
+                request,
+                path,
+                hash,
+                offset,
+                old,
+                size,
+            } => self.fetch(Request {
+                number: request,
+                path,
+                hash,
+                offset,
+                old: Some((old, size)),
+            }),
+            ToAgent::Sums {
+                request,
+                block,
+                sums,
             } => {
-                let request = Request {
-                    number: request,
-                    path,
-                    hash,
-                    offset,
-                };
-                match self.fetches.request(request) {
-                    Some(refusal) => self.send(refusal),
-                    None => Ok(()),
-                }
+                self.fetches.sums(request, block, &sums);
+                Ok(())
             }
+            ToAgent::Reuse {
+                hash,
+                offset,
+                len,
+                old,
+                from,
+            } => self.reuse(&Reuse {
+                hash,
+                offset,
+                len,
+                old,
+                from,
+            }),
+            ToAgent::AskSums { hash, old, block } => self.sums(hash, old, block),
             ToAgent::Drain { token } => self.drain(token),
             ToAgent::Taken { bytes } => {
                 let taken = self.flow.taken(crate::clock::monotonic(), bytes);
                 taken.map_err(|error| Error::Protocol(error.to_string()))
             }
+        }
+    }
+
+    fn fetch(&mut self, request: Request) -> Result<(), Error> {
+        match self.fetches.request(request) {
+            Some(refusal) => self.send(refusal),
+            None => Ok(()),
         }
     }
 

@@ -731,6 +731,142 @@ fn what_was_staged_before_a_power_loss_is_asked_for_again() {
     mount.hang_up().unwrap();
 }
 
+/// A content that is told by another one is verified as a whole: what does not come out as
+/// it should is never placed, and can be sent whole afterwards.
+#[test]
+fn contents_are_made_of_what_is_here_and_verified() {
+    let peer = Peer::new();
+    let old: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+    peer.write("large", &old);
+    let mut new = old.clone();
+    new.splice(500_000..500_000, *b"more");
+    let (mut mount, _) = peer.meet(None);
+    let ops = [Op::Put {
+        path: path("large"),
+        entry: file(&new),
+        expect: Expect::Entry(mount.seen["large"].clone()),
+    }];
+    let (hash, known) = (ContentHash::of(&new), ContentHash::of(&old));
+    let sums = |mount: &mut Mount, old, block| {
+        mount.send(ToAgent::AskSums { hash, old, block });
+        mount.answer(|message| match message {
+            ToMount::Sums { hash: of, sums } if *of == hash => Some(sums.len()),
+            _ => None,
+        })
+    };
+    let reuse = |mount: &mut Mount, offset, len, old, from| {
+        mount.send(ToAgent::Reuse {
+            hash,
+            offset,
+            len,
+            old,
+            from,
+        });
+    };
+    mount.offer(Id([1; 16]), &ops);
+    assert_eq!(sums(&mut mount, known, 8192), 98 * 12);
+    assert_eq!(sums(&mut mount, known, 1), 0, "too many");
+    assert_eq!(sums(&mut mount, ContentHash::of(b"none"), 8192), 0);
+    // Nothing of that name is here.
+    reuse(&mut mount, 0, 10, ContentHash::of(b"none"), 0);
+    let failed = mount.commit(Id([1; 16]), 2).unwrap_err();
+    assert!(failed.contains("not here"), "{failed}");
+    // It ends before that.
+    mount.offer(Id([2; 16]), &ops);
+    reuse(&mut mount, 0, 700_000, known, 500_000);
+    assert!(mount.commit(Id([2; 16]), 2).is_err());
+    // Something else than was meant.
+    let wants = mount.offer(Id([3; 16]), &ops);
+    let have = wants[0].have;
+    reuse(&mut mount, have, new.len() as u64 - have, known, 0);
+    let failed = mount.commit(Id([3; 16]), 2).unwrap_err();
+    assert!(failed.contains("arrived as"), "{failed}");
+    assert!(fs::read(peer.path("large")).unwrap() == old);
+    let wants = mount.offer(Id([4; 16]), &ops);
+    assert_eq!(wants[0].have, 0, "what was wrong is not gone on with");
+    reuse(&mut mount, 0, 500_000, known, 0);
+    mount.send(ToAgent::Data {
+        hash,
+        offset: 500_000,
+        bytes: b"more".to_vec(),
+    });
+    reuse(&mut mount, 500_004, 300_000, known, 500_000);
+    assert_eq!(mount.commit(Id([4; 16]), 2), Ok(Vec::new()));
+    mount.durable(Id([4; 16]));
+    assert!(fs::read(peer.path("large")).unwrap() == new);
+    mount.hang_up().unwrap();
+}
+
+/// What is fetched is told by what the mounted side has: what was appended to it at once,
+/// anything else by its sums; without them it comes whole.
+#[test]
+fn fetched_contents_are_told_by_what_the_mounted_side_has() {
+    use crate::replica::delta;
+    let peer = Peer::new();
+    let old: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+    let mut new = old.clone();
+    new.extend_from_slice(b"appended");
+    let mut changed = new.clone();
+    changed[123_456] ^= 1;
+    peer.write("appended", &new);
+    peer.write("changed", &changed);
+    let (mut mount, _) = peer.meet(None);
+    let mut fetch = |request, at: &str, content: &[u8], sums: bool| {
+        mount.send(ToAgent::FetchLike {
+            request,
+            path: path(at),
+            hash: ContentHash::of(content),
+            offset: 0,
+            old: ContentHash::of(&old),
+            size: old.len() as u64,
+        });
+        let (mut built, mut sent) = (Vec::new(), 0);
+        loop {
+            match mount.next() {
+                ToMount::AskSums { block, .. } => {
+                    let read = |buffer: &mut [u8], at| {
+                        let from = usize::try_from(at).unwrap();
+                        buffer.copy_from_slice(&old[from..from + buffer.len()]);
+                        Ok(buffer.len())
+                    };
+                    let known = delta::sums(old.len() as u64, block, &read)
+                        .unwrap()
+                        .unwrap();
+                    let sums = if sums { known } else { Vec::new() };
+                    mount.send(ToAgent::Sums {
+                        request,
+                        block,
+                        sums,
+                    });
+                }
+                ToMount::Reused {
+                    len, from, last, ..
+                } => {
+                    let from = usize::try_from(from).unwrap();
+                    built.extend_from_slice(&old[from..from + usize::try_from(len).unwrap()]);
+                    if last {
+                        break;
+                    }
+                }
+                ToMount::Fetched { bytes, last, .. } => {
+                    sent += bytes.len();
+                    built.extend(bytes);
+                    if last {
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+        assert!(built == content, "{at}");
+        sent
+    };
+    assert_eq!(fetch(1, "appended", &new, true), 8);
+    assert!(fetch(2, "changed", &changed, true) < 10_000);
+    assert_eq!(fetch(3, "changed", &changed, false), changed.len());
+    mount.hang_up().unwrap();
+}
+
 #[test]
 fn contents_are_fetched_in_turn_and_never_of_another_version() {
     let peer = Peer::new();

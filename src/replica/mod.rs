@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub(crate) mod beneath;
+pub mod delta;
 pub(crate) mod keep;
 pub mod look;
 mod marks;
@@ -58,6 +59,20 @@ pub enum Error {
         expected: ContentHash,
         /// What came.
         found: ContentHash,
+    },
+    /// A content was told by another one, and it is not known by which.
+    #[error("content {hash} was told by another one that nobody named")]
+    NotLike {
+        /// The content.
+        hash: ContentHash,
+    },
+    /// Another content was to be made of one that is not here.
+    #[error("content {hash} was told by content {old}, which is not here (any more)")]
+    NothingToReuse {
+        /// The content that was to be made.
+        hash: ContentHash,
+        /// The content that it was to be made of.
+        old: ContentHash,
     },
     /// A stretch of a content does not continue what is held.
     #[error("content {hash}: {len} bytes at {offset} do not continue the {have} held of {size}")]

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::beneath::Place;
+use super::delta::{ReadAt, STRETCH, fill};
 use super::{Context, Error, Reserved, meta};
 use crate::tree::hash::{Hasher, hash_file};
 use crate::tree::scan;
@@ -365,6 +366,29 @@ impl Incoming<'_> {
         }
         written.context("write to", shown(&part(self.partial.hash)))?;
         self.partial.hasher.update(bytes);
+        Ok(())
+    }
+
+    /// Takes in a stretch that continues what is held from another content.
+    pub fn append_from(
+        &mut self,
+        offset: u64,
+        old: &ReadAt<'_>,
+        from: u64,
+        len: u64,
+    ) -> Result<(), Error> {
+        let mut buffer = vec![0; usize::try_from(len).unwrap_or(STRETCH).min(STRETCH)];
+        let mut done = 0;
+        while done < len {
+            let want = usize::try_from(len - done).unwrap_or(STRETCH).min(STRETCH);
+            let part = &mut buffer[..want];
+            from.checked_add(done)
+                .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+                .and_then(|from| fill(old, part, from))
+                .context("read", format!("what {} is made of", self.partial.hash))?;
+            self.append(offset.saturating_add(done), part)?;
+            done += want as u64;
+        }
         Ok(())
     }
 

@@ -13,10 +13,11 @@ use crate::replica::keep::remove_tree;
 use crate::replica::{Marks, Partial, Staging};
 use crate::transport::{ConnectError, Link};
 use crate::tree::{Agreement, ContentHash, Id, RelPath, ReplicaId};
-use crate::wire::message::{AgentHello, BaseFrom, MountHello, Refusal, ToAgent, ToMount};
+use crate::wire::message::{AgentHello, BaseFrom, DELTAS, MountHello, Refusal, ToAgent, ToMount};
 use crate::wire::version::Introduction;
 
 use super::apply::{UNIT_INFO, apply, apply_merged};
+use super::deltas::{Deltas, Stretch, counterpart, counterpart_sums, next_stretch};
 use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus, Preview};
 use super::link::Session;
 use super::machine::{Command, Event, LinkState, Machine, Planned};
@@ -46,6 +47,16 @@ enum Finished {
         stretch: Result<ToAgent, String>,
         next: Option<u64>,
     },
+    /// Something that is to be sent, and that no stretch of a content waits for.
+    Said(ToAgent),
+}
+
+/// A stretch of a content that is being fetched.
+enum Fetched {
+    /// The bytes themselves.
+    Bytes(Vec<u8>),
+    /// A stretch of what this side has in its place.
+    Reused { from: u64, len: u64 },
 }
 
 /// How far both sides are with finding out where they stand.
@@ -76,6 +87,7 @@ pub(super) struct Driver {
     whole: Option<HashSet<RelPath>>,
     joining: Joining,
     incoming: HashMap<ContentHash, Partial>,
+    deltas: Deltas,
     flushes: HashMap<u64, oneshot::Sender<FlushOutcome>>,
     next_flush: u64,
     resolutions: HashMap<RelPath, Resolution>,
@@ -125,6 +137,7 @@ impl Driver {
             whole: None,
             joining: Joining::Done,
             incoming: HashMap::new(),
+            deltas: Deltas::default(),
             flushes: HashMap::new(),
             next_flush: 1,
             resolutions: HashMap::new(),
@@ -366,17 +379,46 @@ impl Driver {
                 bytes,
                 last,
             } => {
-                let result = self.store_fetched(hash, offset, bytes, last).await;
+                let stretch = Fetched::Bytes(bytes);
+                let result = self.store_fetched(hash, offset, stretch, last).await;
                 return Ok(Some(Event::FetchStored { request, result }));
             }
+            Command::StoreReused {
+                request,
+                hash,
+                offset,
+                len,
+                from,
+                last,
+            } => {
+                let stretch = Fetched::Reused { from, len };
+                let result = self.store_fetched(hash, offset, stretch, last).await;
+                return Ok(Some(Event::FetchStored { request, result }));
+            }
+            Command::SendSums {
+                request,
+                hash,
+                block,
+            } => return Ok(self.send_sums(request, hash, block)),
             Command::FetchFailed(hash) => {
                 self.incoming.remove(&hash);
                 if let Some(round) = &self.round {
-                    lock(round).missing.insert(hash);
+                    let mut round = lock(round);
+                    round.missing.insert(hash);
+                    if round.fetched_like.contains_key(&hash) {
+                        self.deltas.failed(hash);
+                    }
                 }
             }
             Command::ApplyLocal => self.apply_local()?,
             Command::SendContent { hash, offset } => return Ok(self.send_content(hash, offset)),
+            Command::TakeSums { hash, offset, sums } => {
+                let round = self.current_round()?;
+                let old = lock(&round).olds.get(&hash).cloned();
+                if self.deltas.answered(hash, old.as_ref(), &sums) {
+                    return Ok(self.send_content(hash, offset));
+                }
+            }
             Command::Propose(_) => {
                 let round = self.current_round()?;
                 let agreed = blocking(move || {
@@ -425,6 +467,7 @@ impl Driver {
                 self.round = None;
                 self.round_number += 1;
                 self.incoming.clear();
+                self.deltas.end();
                 lock(&self.status).pending_bytes = 0;
             }
             Command::Durable(n) => {
@@ -493,6 +536,9 @@ impl Driver {
             Err(error) => return Some(Event::LinkLost(error.to_string())),
         }
         self.whole = hello.whole.then(HashSet::new);
+        let common = Introduction::own().common(&(&hello).into());
+        self.deltas.on =
+            common.is_some_and(|common| common.features.iter().any(|name| name == DELTAS));
         self.joining = Joining::Chain(hello.replica, Vec::new());
         match blocking(move || store::meet(&journal, peer, &hello)).await {
             Ok(Some(standing)) => {
@@ -584,6 +630,7 @@ impl Driver {
             agree,
             name_artefacts: self.context.name_artefacts.load(Ordering::Relaxed),
             most: Some(MOST),
+            like: self.deltas.orders(),
         };
         let (context, finished) = (self.context.clone(), self.finished.0.clone());
         let reports = Arc::clone(&self.reports);
@@ -736,14 +783,15 @@ impl Driver {
         &mut self,
         hash: ContentHash,
         offset: u64,
-        bytes: Vec<u8>,
+        stretch: Fetched,
         last: bool,
     ) -> Result<bool, String> {
-        let size = match &self.round {
+        let round = self.round.clone();
+        let size = match &round {
             Some(round) => lock(round).incoming.get(&hash).copied(),
             None => None,
         };
-        let Some(size) = size else {
+        let (Some(size), Some(round)) = (size, round) else {
             return Err("nobody asked for this content".to_owned());
         };
         let partial = self.incoming.remove(&hash);
@@ -755,10 +803,21 @@ impl Driver {
             };
             // Another peer's round may have brought more of it meanwhile.
             let known = incoming.have().saturating_sub(offset);
-            let skip = usize::try_from(known)
-                .unwrap_or(usize::MAX)
-                .min(bytes.len());
-            incoming.append(offset + skip as u64, &bytes[skip..])?;
+            match stretch {
+                Fetched::Bytes(bytes) => {
+                    let skip = usize::try_from(known)
+                        .unwrap_or(usize::MAX)
+                        .min(bytes.len());
+                    incoming.append(offset + skip as u64, &bytes[skip..])?;
+                }
+                Fetched::Reused { from, len } => {
+                    let skip = known.min(len);
+                    let (file, _) = counterpart(&lock(&round), hash)?;
+                    let old = |buffer: &mut [u8], at| file.read_at(buffer, at);
+                    let from = from.saturating_add(skip);
+                    incoming.append_from(offset.saturating_add(skip), &old, from, len - skip)?;
+                }
+            }
             if last {
                 incoming.finish()?;
                 return Ok(None);
@@ -784,12 +843,34 @@ impl Driver {
         };
         let (contents, finished) = (session.contents(), self.finished.0.clone());
         let number = self.round_number;
+        let known = self.deltas.known();
         start_after(async move { contents.room().await }, move |room| {
-            let (stretch, next) = match read_stretch(&lock(&round), hash, offset, room) {
-                Ok((message, next)) => (Ok(message), next),
+            let (stretch, next) = match next_stretch(&round, &known, hash, offset, room) {
+                Ok(Stretch::Next(message, next)) => (Ok(message), next),
+                Ok(Stretch::Ask(question)) => {
+                    let _ = finished.send((number, Finished::Said(question)));
+                    return;
+                }
                 Err(reason) => (Err(reason), None),
             };
             let _ = finished.send((number, Finished::Sent { stretch, next }));
+        });
+        None
+    }
+
+    /// Tells the agent the sums of what this side has in place of what it fetches.
+    fn send_sums(&mut self, request: u64, hash: Option<ContentHash>, block: u32) -> Option<Event> {
+        let (Some(round), Some(hash)) = (self.round.clone(), hash) else {
+            return self.send(&ToAgent::Sums {
+                request,
+                block,
+                sums: Vec::new(),
+            });
+        };
+        let (finished, number) = (self.finished.0.clone(), self.round_number);
+        start(move || {
+            let sums = counterpart_sums(&round, request, hash, block);
+            let _ = finished.send((number, Finished::Said(sums)));
         });
         None
     }
@@ -849,13 +930,15 @@ impl Driver {
             }
             Finished::Sent { stretch, next } => match stretch {
                 Ok(message) => {
-                    let bytes = match &message {
-                        ToAgent::Data { bytes, .. } => bytes.len(),
-                        _ => 0,
+                    let (len, bytes) = match &message {
+                        ToAgent::Data { bytes, .. } => (bytes.len() as u64, bytes.len()),
+                        ToAgent::Reuse { len, .. } => (*len, 0),
+                        _ => (0, 0),
                     };
+                    self.deltas.sends(&message);
                     let session = self.session.as_ref()?;
                     let mut status = lock(&self.status);
-                    status.pending_bytes = status.pending_bytes.saturating_sub(bytes as u64);
+                    status.pending_bytes = status.pending_bytes.saturating_sub(len);
                     match session.contents().send(&message, bytes) {
                         Ok(()) => Some(Event::ContentSent { next }),
                         Err(reason) => Some(Event::LinkLost(reason)),
@@ -863,6 +946,10 @@ impl Driver {
                 }
                 Err(reason) => Some(Event::ContentGone(reason)),
             },
+            Finished::Said(message) => {
+                self.deltas.sends(&message);
+                self.send(&message)
+            }
         }
     }
 
@@ -873,6 +960,7 @@ impl Driver {
                 self.problems.1.clone_from(problems);
                 lock(&self.status).problems = self.problems();
             }
+            ToMount::Failed { .. } => self.deltas.batch_failed(),
             ToMount::Watching { degraded } => lock(&self.status).degraded.clone_from(degraded),
             ToMount::Refused { refusal } if !matches!(refusal, Refusal::Failed { .. }) => {
                 lock(&self.status).halt_reason = Some(refusal.to_string());
@@ -956,44 +1044,4 @@ fn record_again(filesystem: &crate::fs::Filesystem, released: &[RelPath]) {
             tracing::debug!(%path, ?error, "not recorded again");
         }
     }
-}
-
-fn read_stretch(
-    round: &Round,
-    hash: ContentHash,
-    offset: u64,
-    most: usize,
-) -> Result<(ToAgent, Option<u64>), String> {
-    if round.cut.abandoned() {
-        return Err("too much changed while it was being sent; a new cut is taken".to_owned());
-    }
-    let Some(source) = round.sources.get(&hash) else {
-        return Err(format!("content {hash} is not part of the round"));
-    };
-    let left = source.size.saturating_sub(offset);
-    let mut bytes = vec![0; most.min(usize::try_from(left).unwrap_or(most))];
-    let file = round
-        .cut
-        .open(source.ino, &source.path)
-        .map_err(|error| format!("{}: {error}", source.path))?;
-    let mut filled = 0;
-    while filled < bytes.len() {
-        let read = file
-            .read_at(&mut bytes[filled..], offset + filled as u64)
-            .map_err(|error| format!("{}: {error}", source.path))?;
-        if read == 0 {
-            return Err(format!("{} is shorter than it was at the cut", source.path));
-        }
-        filled += read;
-    }
-    let end = offset + bytes.len() as u64;
-    let next = (end < source.size).then_some(end);
-    Ok((
-        ToAgent::Data {
-            hash,
-            offset,
-            bytes,
-        },
-        next,
-    ))
 }

@@ -172,6 +172,31 @@ pub enum Command {
     },
     /// A content that was asked for cannot be had in this round.
     FetchFailed(ContentHash),
+    /// The same for a stretch of the content that this side has and that the fetched one
+    /// is told by.
+    StoreReused {
+        /// The request.
+        request: u64,
+        /// The content it belongs to.
+        hash: ContentHash,
+        /// Where the stretch starts.
+        offset: u64,
+        /// Its length.
+        len: u64,
+        /// Where it starts in the content that this side has.
+        from: u64,
+        /// Whether it is the last.
+        last: bool,
+    },
+    /// Tell the sums of the content that this side has and that the fetched one is like.
+    SendSums {
+        /// The request.
+        request: u64,
+        /// The content that is fetched; none if it is not fetched any more.
+        hash: Option<ContentHash>,
+        /// The size of the blocks.
+        block: u32,
+    },
     /// Carry out the local steps.
     ApplyLocal,
     /// Read a stretch of content as it was at the cut and send it.
@@ -180,6 +205,16 @@ pub enum Command {
         hash: ContentHash,
         /// From which byte on.
         offset: u64,
+    },
+    /// The agent tells the sums of a content that it has: go on sending the one that was
+    /// to be told by it.
+    TakeSums {
+        /// The content that is being sent.
+        hash: ContentHash,
+        /// From which byte on.
+        offset: u64,
+        /// The sums.
+        sums: Vec<u8>,
     },
     /// Write down the base that holds once the agent has committed.
     Propose(Agreement),
@@ -241,6 +276,8 @@ pub struct Fetch {
     pub hash: ContentHash,
     /// How many bytes of it are already here.
     pub have: u64,
+    /// A content of this side that it may be like, and its size.
+    pub old: Option<(ContentHash, u64)>,
 }
 
 #[derive(Debug)]
@@ -777,10 +814,7 @@ impl Machine {
                 bytes,
                 last,
             } => {
-                if let Round::Fetching { open, .. } = &self.round
-                    && let Some((_, hash)) = open.iter().find(|(open, _)| *open == request)
-                {
-                    let hash = *hash;
+                if let Some(hash) = self.fetching(request) {
                     self.commands.push(Command::StoreFetched {
                         request,
                         hash,
@@ -788,6 +822,41 @@ impl Machine {
                         bytes,
                         last,
                     });
+                }
+            }
+            ToMount::Reused {
+                request,
+                offset,
+                len,
+                from,
+                last,
+            } => {
+                if let Some(hash) = self.fetching(request) {
+                    self.commands.push(Command::StoreReused {
+                        request,
+                        hash,
+                        offset,
+                        len,
+                        from,
+                        last,
+                    });
+                }
+            }
+            ToMount::AskSums { request, block } => {
+                let hash = self.fetching(request);
+                self.commands.push(Command::SendSums {
+                    request,
+                    hash,
+                    block,
+                });
+            }
+            ToMount::Sums { hash, sums } => {
+                if let Round::Sending { wants, .. } = &self.round
+                    && let Some(want) = wants.front()
+                    && want.hash == hash
+                {
+                    let offset = want.have;
+                    self.commands.push(Command::TakeSums { hash, offset, sums });
                 }
             }
             ToMount::FetchFailed { request, reason } => self.fetched(request, Err(reason)),
@@ -840,11 +909,22 @@ impl Machine {
             let request = self.next_request;
             self.next_request += 1;
             open.push((request, fetch.hash));
-            self.commands.push(Command::Send(ToAgent::Fetch {
-                request,
-                path: fetch.path,
-                hash: fetch.hash,
-                offset: fetch.have,
+            let (path, hash, offset) = (fetch.path, fetch.hash, fetch.have);
+            self.commands.push(Command::Send(match fetch.old {
+                Some((old, size)) => ToAgent::FetchLike {
+                    request,
+                    path,
+                    hash,
+                    offset,
+                    old,
+                    size,
+                },
+                None => ToAgent::Fetch {
+                    request,
+                    path,
+                    hash,
+                    offset,
+                },
             }));
         }
         if open.is_empty()
@@ -858,6 +938,15 @@ impl Machine {
                 self.applied_locally(Vec::new(), true);
             }
         }
+    }
+
+    /// The content that an open request is for.
+    fn fetching(&self, request: u64) -> Option<ContentHash> {
+        let Round::Fetching { open, .. } = &self.round else {
+            return None;
+        };
+        let open = open.iter().find(|(open, _)| *open == request);
+        open.map(|(_, hash)| *hash)
     }
 
     fn fetched(&mut self, request: u64, result: Result<bool, String>) {

@@ -10,6 +10,7 @@ pub mod apply;
 pub mod batch;
 mod brake;
 pub mod conflict;
+mod deltas;
 mod doubts;
 mod driver;
 mod expected;

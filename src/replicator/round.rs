@@ -7,6 +7,7 @@ use mirrorfs_journal::{BaseChange, Conflict, Durability, Journal, Peer, Proposal
 
 use crate::fs::Cut;
 use crate::reconcile::{Decision, Held, Plan, Policy, Sides, reconcile};
+use crate::replica::delta::LEAST;
 use crate::seeded::{self, Bug};
 use crate::tree::git::{LARGEST_INDEX, meaning};
 use crate::tree::{
@@ -18,6 +19,7 @@ use super::Error;
 use super::batch::{Batch, Step, steps};
 use super::brake::{Brakes, Ground};
 use super::conflict::{Artefacts, RemoteVersion, kept_name};
+use super::deltas::{Old, large_file, olds};
 use super::doubts::Doubts;
 use super::handle::Preview;
 use super::machine::{Fetch, Planned};
@@ -74,6 +76,9 @@ pub struct Orders {
     pub agree: bool,
     /// Several peers are configured, so artefacts carry this one's name.
     pub name_artefacts: bool,
+    /// Contents may be told by what the other side has, but for these, with which that
+    /// failed; none where the other side knows nothing of it.
+    pub like: Option<HashSet<ContentHash>>,
     /// After so many things that the peer has to make, the rest is left to another round.
     pub most: Option<usize>,
 }
@@ -149,6 +154,10 @@ pub struct Round {
     pub advanced: Vec<BaseChange>,
     /// Contents that are to be had on this side, by hash.
     pub sources: HashMap<ContentHash, Source>,
+    /// What those that are sent may be told by.
+    pub olds: HashMap<ContentHash, Old>,
+    /// The content of this side that each may be told by that is fetched.
+    pub fetched_like: HashMap<ContentHash, ContentHash>,
     /// Versions of conflicts that the peer keeps already.
     pub kept: store::Kept,
     /// Conflicts to be noted.
@@ -338,6 +347,9 @@ pub fn plan(
     round.policy = orders.policy;
     round.policy_is_news = policy_is_news;
     round.had_unsettled = unsettled;
+    if let Some(unlike) = &orders.like {
+        round.olds = olds(&snapshot, &round, unlike)?;
+    }
     let planned = summarise(&mut round, &snapshot, orders)?;
     round.problems.extend(in_doubt);
     round
@@ -815,6 +827,8 @@ fn assemble(
         batch,
         advanced,
         sources,
+        olds: HashMap::new(),
+        fetched_like: HashMap::new(),
         kept,
         found,
         resolved,
@@ -845,7 +859,7 @@ fn assemble(
 /// What the state machine has to know, and which contents come from where.
 fn summarise(round: &mut Round, snapshot: &Snapshot, orders: &Orders) -> Result<Planned, Error> {
     let mut fetches: BTreeMap<ContentHash, Fetch> = BTreeMap::new();
-    let mut incoming: Vec<(RelPath, ContentHash, u64)> = Vec::new();
+    let mut incoming: Vec<(RelPath, ContentHash, u64, Option<Entry>)> = Vec::new();
     for step in &round.local_steps {
         if let Some(Entry {
             content: Content::File { size, hash },
@@ -854,27 +868,37 @@ fn summarise(round: &mut Round, snapshot: &Snapshot, orders: &Orders) -> Result<
             && step.before.as_ref().map(|before| &before.content)
                 != step.after.as_ref().map(|after| &after.content)
         {
-            incoming.push((step.path.clone(), *hash, *size));
+            incoming.push((step.path.clone(), *hash, *size, step.before.clone()));
         }
     }
     for found in &round.found {
         for (path, entry) in found.remote_files() {
             if let Content::File { size, hash } = entry.content {
-                incoming.push((path.clone(), hash, size));
+                let sides = round.plan.decisions.get(path).map(|(sides, _)| sides);
+                let local = sides.and_then(|sides| sides.local.clone());
+                incoming.push((path.clone(), hash, size, local));
             }
         }
     }
-    for (path, hash, size) in incoming {
+    for (path, hash, size, here) in incoming {
         // A content that some file here has (the other half of the peer's rename) is
         // copied, not fetched.
         if !round.sources.contains_key(&hash) {
             // The peer still has it where the base has it.
             let path = round.moves.origin(&path).unwrap_or(path);
             round.incoming.insert(hash, size);
+            let unlike = orders.like.as_ref();
+            let old = unlike
+                .filter(|unlike| size >= LEAST && !unlike.contains(&hash))
+                .and_then(|_| large_file(here.as_ref()));
+            if let Some((old, _)) = old {
+                round.fetched_like.insert(hash, old);
+            }
             fetches.entry(hash).or_insert(Fetch {
                 path,
                 hash,
                 have: 0,
+                old,
             });
         }
     }

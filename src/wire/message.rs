@@ -19,6 +19,9 @@ pub const PROTOCOL_MIN: u16 = 1;
 /// Newest protocol this program speaks.
 pub const PROTOCOL_MAX: u16 = 1;
 
+/// The feature of telling a content by another one that the receiver has.
+pub const DELTAS: &str = "deltas";
+
 /// The first four bytes of a session in either direction, before any frame, so that
 /// an agent of another protocol (or a shell's greeting) is recognised for what it is.
 pub const MAGIC: [u8; 4] = *b"mfs\x01";
@@ -366,6 +369,55 @@ pub enum ToAgent {
         /// Bytes of content since the beginning of the session.
         bytes: u64,
     },
+    /// A stretch of a content the agent asked for, as [`ToAgent::Data`], but taken from
+    /// another content that the agent has. With the feature [`DELTAS`] only, as all that
+    /// follows.
+    Reuse {
+        /// The content.
+        hash: ContentHash,
+        /// Where the stretch starts, in bytes.
+        offset: u64,
+        /// Its length.
+        len: u64,
+        /// The content that it is taken from.
+        old: ContentHash,
+        /// Where it starts there.
+        from: u64,
+    },
+    /// Asks for the sums of the blocks of a content that the agent is believed to have,
+    /// to tell another one by it.
+    AskSums {
+        /// The content that is to be sent.
+        hash: ContentHash,
+        /// The content that the agent has.
+        old: ContentHash,
+        /// The size of the blocks, in bytes.
+        block: u32,
+    },
+    /// As [`ToAgent::Fetch`], where this side has a content that is probably like it.
+    FetchLike {
+        /// Names the answer.
+        request: u64,
+        /// Where the file was observed.
+        path: RelPath,
+        /// The content that was observed.
+        hash: ContentHash,
+        /// From which byte on.
+        offset: u64,
+        /// The content that this side has.
+        old: ContentHash,
+        /// Its size.
+        size: u64,
+    },
+    /// The sums that the agent asked for; none if they cannot be had.
+    Sums {
+        /// The request.
+        request: u64,
+        /// The size of the blocks, in bytes.
+        block: u32,
+        /// A sum for each block.
+        sums: Vec<u8>,
+    },
 }
 
 /// From the agent to the mounted side.
@@ -482,6 +534,35 @@ pub enum ToMount {
     Taken {
         /// Bytes of content since the beginning of the session.
         bytes: u64,
+    },
+    /// The sums that were asked for by [`ToAgent::AskSums`]; none if they cannot be had.
+    Sums {
+        /// The content that is to be sent.
+        hash: ContentHash,
+        /// A sum for each block.
+        sums: Vec<u8>,
+    },
+    /// Asks for the sums of the blocks of the content that the mounted side has, to tell
+    /// by it the one that it fetches.
+    AskSums {
+        /// The request to fetch.
+        request: u64,
+        /// The size of the blocks, in bytes.
+        block: u32,
+    },
+    /// A stretch of a content that is fetched, as [`ToMount::Fetched`], but taken from the
+    /// content that the mounted side has.
+    Reused {
+        /// The request.
+        request: u64,
+        /// Where the stretch starts, in bytes.
+        offset: u64,
+        /// Its length.
+        len: u64,
+        /// Where it starts in the content that the mounted side has.
+        from: u64,
+        /// Whether it is the last.
+        last: bool,
     },
 }
 

@@ -17,6 +17,7 @@ mod brakes;
 mod conflict;
 mod conflict_commands;
 mod crash;
+mod deltas;
 mod disk_errors;
 mod doctor;
 mod filesystems;

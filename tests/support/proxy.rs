@@ -55,6 +55,16 @@ struct State {
 }
 
 impl State {
+    fn restore(&mut self) {
+        self.refusing = false;
+        self.stalled = [false; 2];
+        self.closes_held = false;
+        self.limit = None;
+        self.latency = Duration::ZERO;
+        self.jitter = Duration::ZERO;
+        self.cut_at = None;
+    }
+
     fn cut(&mut self) {
         self.cut_at = None;
         for connection in self.connections.drain(..) {
@@ -148,17 +158,18 @@ impl Proxy {
         self.change(|state| state.cut_at = Some(state.all_forwarded() + bytes));
     }
 
+    /// Makes it a perfect link again until so many more bytes have been forwarded; then
+    /// all connections are cut.
+    pub fn restore_for(&self, bytes: u64) {
+        self.change(|state| {
+            state.restore();
+            state.cut_at = Some(state.all_forwarded() + bytes);
+        });
+    }
+
     /// Makes it a perfect link again.
     pub fn restore(&self) {
-        self.change(|state| {
-            state.refusing = false;
-            state.stalled = [false; 2];
-            state.closes_held = false;
-            state.limit = None;
-            state.latency = Duration::ZERO;
-            state.jitter = Duration::ZERO;
-            state.cut_at = None;
-        });
+        self.change(State::restore);
     }
 
     /// How many connections have been forwarded since the start.

@@ -1,13 +1,15 @@
 //! Batches within a session: offered, filled, applied, synced.
 
+use std::os::unix::fs::FileExt;
+
 use mirrorfs_journal::index::Durable;
 
-use super::super::offer::{Offer, WANTS};
+use super::super::offer::{Offer, Reuse, WANTS, find};
 use super::super::{Error, applier};
 use super::{Done, Engine, Observer};
 use crate::background;
-use crate::replica;
 use crate::replica::apply::{Answer, ApplyError, Batch};
+use crate::replica::{self, delta};
 use crate::seeded::{self, Bug};
 use crate::tree::{Agreement, ContentHash, RelPath};
 use crate::wire::message::{Agreed, BatchId, Op, Revision, ToMount};
@@ -67,12 +69,43 @@ impl Engine {
         let Some(offer) = &mut self.offer else {
             return Ok(());
         };
-        match offer.data(&self.staging, hash, offset, bytes) {
+        let taken = offer.data(&self.staging, hash, offset, bytes);
+        self.taken(taken)
+    }
+
+    pub(super) fn reuse(&mut self, stretch: &Reuse) -> Result<(), Error> {
+        let Some(offer) = &mut self.offer else {
+            return Ok(());
+        };
+        let (root, index) = (&self.observer.served.root, &self.observer.index);
+        let taken = offer.reuse(root, &self.staging, index, stretch);
+        self.taken(taken)
+    }
+
+    /// Tells the sums of a content that is here, so that another can be told by it.
+    pub(super) fn sums(
+        &self,
+        hash: ContentHash,
+        old: ContentHash,
+        block: u32,
+    ) -> Result<(), Error> {
+        let (root, index) = (&self.observer.served.root, &self.observer.index);
+        let sums = find(old, root, index).and_then(|(file, size)| {
+            let sums = delta::sums(size, block, &|buffer, at| file.read_at(buffer, at));
+            sums.ok().flatten()
+        });
+        let sums = sums.unwrap_or_default();
+        self.send(ToMount::Sums { hash, sums })
+    }
+
+    /// Fails the batch if a stretch could not be taken in.
+    fn taken(&mut self, taken: Result<(), replica::Error>) -> Result<(), Error> {
+        match taken {
             Ok(()) => Ok(()),
             Err(error) => {
                 if error.is_disk_full() {
                     // Contents kept for a resumption must not be what fills the disk.
-                    let needed = offer.contents();
+                    let needed = self.offer.as_ref().map(Offer::contents).unwrap_or_default();
                     self.staging.clean(&|hash| needed.contains(&hash))?;
                 }
                 self.fail(why(&error))
