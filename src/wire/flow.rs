@@ -135,6 +135,10 @@ impl Flow {
     /// A message with so many bytes of content has been handed to the link, of this size on
     /// the wire.
     pub fn sent(&mut self, now: Instant, content: usize, wire: usize) {
+        if content == 0 {
+            // No acknowledgement would tell that it has arrived.
+            return;
+        }
         self.sent += content as u64;
         let wire = wire.max(1) as u64;
         self.packing = (content as f64 / wire as f64).max(1.0);

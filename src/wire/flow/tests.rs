@@ -217,6 +217,21 @@ fn nothing_is_added_to_a_link_that_stalls() {
     assert!(transfer.flow.in_flight() < 512 * 1024);
 }
 
+/// An empty file is no content: no acknowledgement can tell that it has arrived, and waiting
+/// for one would stop everything after it.
+#[test]
+fn a_message_without_content_holds_nothing_up() {
+    let mut now = Instant::now();
+    let mut flow = Flow::new(now);
+    flow.sent(now, 100, 120);
+    flow.taken(now, 100).unwrap();
+    flow.sent(now, 0, 60);
+    assert_eq!(flow.in_flight(), 0);
+    // The way is measured anew.
+    now += PROBE_EVERY * 2;
+    assert!(flow.room(now).is_some());
+}
+
 #[test]
 fn what_was_never_sent_cannot_be_acknowledged() {
     let now = Instant::now();
