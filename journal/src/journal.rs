@@ -241,7 +241,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Refused if it was closed or poisoned: then the writer has ended.
+        // Refused if it was closed or poisoned: then the writer ends, if it has not.
         let _ = self.shared.close(&self.sender, Command::Stop);
         // An update that holds the last clone drops it on the writer's thread.
         if !self.shared.is_writer() {

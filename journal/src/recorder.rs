@@ -118,7 +118,12 @@ impl Shared {
     /// Sends the last command. Nothing that was given a number comes after it.
     pub(crate) fn close(&self, sender: &Sender<Command>, last: Command) -> Result<(), Poisoned> {
         let _issuing = self.issue();
-        self.check()?;
+        if let Err(poisoned) = self.check() {
+            // Poisoned by a checkpoint, the writer still waits for what comes. If it has
+            // ended, nobody has to tell it.
+            let _ = self.send(sender, Command::Stop);
+            return Err(poisoned);
+        }
         self.closed.store(true, Ordering::Release);
         self.send(sender, last)
     }

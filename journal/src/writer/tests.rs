@@ -87,6 +87,30 @@ fn whoever_keeps_the_writer_out_is_waited_for() {
     journal.close().unwrap();
 }
 
+/// A checkpoint runs on a thread of its own, and the writer does not hear that it met an error
+/// of the disk.
+#[test]
+fn a_journal_that_a_checkpoint_gave_up_can_be_closed() {
+    for close in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        let shared = std::sync::Arc::clone(&journal.recorder().shared);
+        shared
+            .poisoned
+            .set("checkpoint: a test".to_owned())
+            .unwrap();
+        let (ended, end) = mpsc::channel();
+        std::thread::spawn(move || {
+            if close {
+                journal.close().unwrap_err();
+            }
+            drop(journal);
+            ended.send(()).unwrap();
+        });
+        end.recv_timeout(Duration::from_secs(30)).unwrap();
+    }
+}
+
 #[test]
 fn a_full_queue_makes_callers_wait() {
     const QUEUE: usize = 8;
