@@ -121,6 +121,9 @@ fn an_unmounted_tree_gets_its_things_back() {
 fn nothing_is_overwritten_by_what_comes_back() {
     let sandbox = mounted();
     let (tree, peer) = (sandbox.tree(), sandbox.peer());
+    // A peer that loses everything would be a wipe, which a brake holds.
+    sandbox.sh(&tree, "echo stays >stays");
+    sandbox.flush();
     sandbox.sh(&peer, "rm other; rm -r a");
     sandbox.flush();
     sandbox.sh(&tree, "echo new >other; echo 'a file' >a");
