@@ -17,6 +17,8 @@ fn pair(script: &str) -> (Sandbox, Server) {
     sandbox.sh(&sandbox.tree(), script);
     sandbox.sh(sandbox.root(), "mkdir -p peer; cp -a tree/. peer");
     sandbox.mount_with(server.url(&sandbox.peer()));
+    // A flush takes a connection that could not be made for an answer.
+    sandbox.connected();
     sandbox.flush();
     (sandbox, server)
 }
