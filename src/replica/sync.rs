@@ -13,6 +13,17 @@ pub(crate) fn file(file: &File) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Makes everything durable that happened to the names of a directory that is open for
+/// reading.
+pub(crate) fn dir(dir: BorrowedFd<'_>) -> Result<()> {
+    rustix::fs::fsync(dir)
+}
+
+/// Makes everything durable that happened on the filesystem that a directory lies on.
+pub(crate) fn filesystem(dir: BorrowedFd<'_>) -> Result<()> {
+    rustix::fs::syncfs(dir)
+}
+
 #[cfg(test)]
 pub(crate) mod seen {
     //! Which files this thread has synced.
@@ -34,15 +45,4 @@ pub(crate) mod seen {
     pub(crate) fn take() -> Vec<u64> {
         FILES.take()
     }
-}
-
-/// Makes everything durable that happened to the names of a directory that is open for
-/// reading.
-pub(crate) fn dir(dir: BorrowedFd<'_>) -> Result<()> {
-    rustix::fs::fsync(dir)
-}
-
-/// Makes everything durable that happened on the filesystem that a directory lies on.
-pub(crate) fn filesystem(dir: BorrowedFd<'_>) -> Result<()> {
-    rustix::fs::syncfs(dir)
 }

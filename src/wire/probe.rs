@@ -14,8 +14,11 @@ use super::message::{ToAgent, ToMount};
 use super::version::{answered, greeted};
 use crate::tree::RelPath;
 
-/// A way in, by the name that its target and its corpus have.
-pub const WAYS: [(&str, fn(&[u8])); 4] = [
+/// What is done with bytes that came in.
+pub type Probe = fn(&[u8]);
+
+/// The ways in, each by the name that its target and its corpus have.
+pub const WAYS: [(&str, Probe); 4] = [
     ("stream", stream),
     ("to_agent", to_agent),
     ("to_mount", to_mount),
