@@ -27,6 +27,9 @@ const SMALLEST: u64 = 4096;
 /// So many blocks may look alike without being alike before they are not looked for any
 /// more byte by byte.
 const MISTAKEN: u32 = 4096;
+/// What is the same between two changes is not told apart from them, in bytes, if it is less:
+/// a message of its own would cost more.
+const APART: u64 = 4096;
 /// The multiplier of the rolling sum: odd, and with no pattern in it.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -52,8 +55,8 @@ pub enum Piece {
 pub enum Likeness {
     /// Nothing.
     None,
-    /// Outside of these ranges, which are in order and do not touch, it is the same at the
-    /// same place.
+    /// Outside of these ranges, which are in order and well apart, it is the same at the same
+    /// place.
     Ranges(Vec<Range<u64>>),
     /// The sums of the old content's blocks, wherever they may be found in the new one.
     Blocks(Blocks),
@@ -69,7 +72,9 @@ impl Likeness {
             let range = range.start..range.end.min(size);
             match merged.last_mut() {
                 _ if range.is_empty() => {}
-                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                Some(last) if range.start < last.end.saturating_add(APART) => {
+                    last.end = last.end.max(range.end);
+                }
                 _ => merged.push(range),
             }
         }
