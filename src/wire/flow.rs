@@ -6,7 +6,7 @@
 //! for; and the buffers of ssh and of the network hold megabytes, which on a slow link are
 //! many seconds. The receiver therefore acknowledges content once it is done with it
 //! (`Taken`), and the sender keeps no more unacknowledged than the measured rate gives in a
-//! round trip and [`DELAY`].
+//! round trip and `DELAY`.
 //!
 //! Sizes are counted as they are on the wire, compressed. It does no I/O and knows no clock
 //! but the one it is told.
