@@ -26,10 +26,18 @@ struct Shown {
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// Fails unless the only journal below `state` says what an unmounted tree shows.
+/// Fails unless the equation holds for the only journal below `state` and an unmounted tree.
 #[track_caller]
 pub fn assert_recorded(state: &Path, tree: &Path) {
     assert_exact(state);
+    assert_shown(state, tree);
+}
+
+/// Fails unless the only journal below `state` says what an unmounted tree shows. Where one
+/// tree was put in place of another, the numbers of the one may be those of the other, and the
+/// scan that finds it has records bent to fit.
+#[track_caller]
+pub fn assert_shown(state: &Path, tree: &Path) {
     let (recorded, links) = recorded(&journal(state));
     let mut shown = BTreeMap::new();
     look(tree, &RelPath::ROOT, &mut shown);

@@ -230,7 +230,7 @@ impl Sandbox {
     pub fn umount(&self) -> Outcome {
         let outcome = self.try_umount().ok();
         self.assert_down();
-        self.assert_recorded();
+        super::recorded::assert_shown(&self.state(), &self.tree());
         outcome
     }
 
