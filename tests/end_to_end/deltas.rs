@@ -164,7 +164,8 @@ fn a_delta_that_is_cut_resumes() {
             }
             let connections = server.link.accepted();
             server.link.restore_for(CHANGED * 3 / 4);
-            wait_until("the link is cut and made again", PROMPT, || {
+            // All of it has to be compared, and most of it to cross, before that.
+            wait_until("the link is cut and made again", PROMPT * 4, || {
                 server.link.accepted() > connections + 1
             });
             sandbox.connected();
