@@ -177,12 +177,22 @@ impl Plan {
         self.decisions
             .values()
             .filter(|(sides, decision)| {
-                matches!(decision, Decision::Agree { result: None, .. })
-                    && side(sides)
-                        .as_ref()
-                        .is_some_and(|entry| entry.content != Content::Directory)
+                matches!(decision, Decision::Agree { result: None, .. }) && is_file(side(sides))
             })
             .count()
+    }
+
+    /// By how many files the base grows with the plan; less than none where it loses some.
+    pub fn growth(&self) -> isize {
+        self.decisions
+            .values()
+            .map(|(sides, decision)| match decision {
+                Decision::Agree { result, .. } => {
+                    isize::from(is_file(result)) - isize::from(is_file(&sides.base))
+                }
+                _ => 0,
+            })
+            .sum()
     }
 
     /// Holds every deletion from the mounted side back.
@@ -294,4 +304,9 @@ impl Plan {
             }
         }
     }
+}
+
+fn is_file(entry: &Option<Entry>) -> bool {
+    let entry = entry.as_ref();
+    entry.is_some_and(|entry| entry.content != Content::Directory)
 }

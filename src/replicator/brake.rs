@@ -194,14 +194,15 @@ impl Brakes {
         }
         let deletions = plan.remote_deletions();
         if self.there.is_none() {
-            // A tree that is emptied bit by bit is emptied all the same.
-            let before = ground.orders.sent_lately;
-            let empty =
-                deletions > 0 && deletions + before > AT_ONCE && !ground.snapshot.has_files()?;
-            if deletions <= FEW && !empty {
+            let bare = deletions > 0 && !ground.snapshot.has_files()?;
+            if deletions <= FEW && !bare {
                 return Ok(());
             }
             let known = known_files(ground)?;
+            // A tree that is emptied bit by bit is emptied all the same. One in which a file
+            // or two come and go was never full.
+            let had = most_lately(known, &ground.orders.grown_lately);
+            let empty = bare && had > AT_ONCE;
             if deletions <= known / 2 && !empty {
                 return Ok(());
             }
@@ -221,7 +222,7 @@ impl Brakes {
             self.there = Some(Engaged {
                 cause,
                 gone: 0,
-                had: known + before,
+                had,
                 before: Vec::new(),
             });
         }
@@ -256,6 +257,16 @@ fn key(peer: PeerId) -> String {
 fn known_files(ground: &Ground<'_>) -> Result<usize, Error> {
     let known = ground.snapshot.base_files(ground.peer.id)?;
     Ok(usize::try_from(known).unwrap_or(usize::MAX))
+}
+
+/// How many files the base had when it had the most, from how many it has now and by how
+/// many each round made it grow.
+fn most_lately(known: usize, grown: &[isize]) -> usize {
+    let before = grown.iter().rev().scan(known, |files, growth| {
+        *files = files.saturating_add_signed(growth.saturating_neg());
+        Some(*files)
+    });
+    before.max().map_or(known, |most| most.max(known))
 }
 
 fn is_file(entry: &Option<Entry>) -> bool {
@@ -371,5 +382,21 @@ impl Gone {
             (Cause::Emptied { upto }, Some((n, _))) => n <= upto,
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::most_lately;
+
+    #[test]
+    fn what_comes_and_goes_was_never_much() {
+        assert_eq!(most_lately(0, &[]), 0);
+        assert_eq!(most_lately(1, &[1, -1, 1, -1, 1]), 1);
+        assert_eq!(most_lately(0, &[1, -1, 1, -1]), 1);
+        assert_eq!(most_lately(1, &[5, -3, -1]), 5);
+        assert_eq!(most_lately(40, &[30, 10]), 40);
+        // What happened before the window is not known, and nothing underflows.
+        assert_eq!(most_lately(1, &[7]), 1);
     }
 }

@@ -105,8 +105,8 @@ pub(super) struct Driver {
     problems: (Problems, Problems),
     /// When rounds have deleted files here, and which.
     deleted: Vec<(Instant, Vec<RelPath>)>,
-    /// When rounds have deleted files on the peer, and how many.
-    sent: Vec<(Instant, usize)>,
+    /// When rounds have made the base grow or shrink, and by how many files.
+    grown: Vec<(Instant, isize)>,
     /// The files that rounds have made here lately. If they go again, as what programs
     /// write and rename does, nothing is being wiped.
     created: HashMap<RelPath, Instant>,
@@ -149,7 +149,7 @@ impl Driver {
             problems: Default::default(),
             gathering: None,
             deleted: Vec::new(),
-            sent: Vec::new(),
+            grown: Vec::new(),
             created: HashMap::new(),
             #[cfg(test)]
             dials: false,
@@ -612,8 +612,8 @@ impl Driver {
         let now = crate::clock::monotonic();
         self.deleted
             .retain(|(at, files)| !files.is_empty() && now.duration_since(*at) < LATELY);
-        self.sent
-            .retain(|(at, files)| *files > 0 && now.duration_since(*at) < LATELY);
+        self.grown
+            .retain(|(at, files)| *files != 0 && now.duration_since(*at) < LATELY);
         self.created
             .retain(|_, at| now.duration_since(*at) < LATELY);
         let orders = Orders {
@@ -625,7 +625,7 @@ impl Driver {
                 .iter()
                 .flat_map(|(_, files)| files.clone())
                 .collect(),
-            sent_lately: self.sent.iter().map(|(_, files)| files).sum(),
+            grown_lately: self.grown.iter().map(|(_, files)| *files).collect(),
             resolutions: self.resolutions.clone(),
             agree,
             name_artefacts: self.context.name_artefacts.load(Ordering::Relaxed),
@@ -665,7 +665,7 @@ impl Driver {
                 .deleted()
                 .filter(|path| !self.created.contains_key(*path));
             self.deleted.push((now, old.cloned().collect()));
-            self.sent.push((now, round.deleted_there()));
+            self.grown.push((now, round.growth()));
             self.created
                 .extend(round.created().map(|path| (path.clone(), now)));
             let mut status = lock(&self.status);

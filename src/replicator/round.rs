@@ -68,8 +68,8 @@ pub struct Orders {
     pub deletions_before: Option<usize>,
     /// The files that the peer's deletions have taken from this side lately.
     pub deleted_lately: Vec<RelPath>,
-    /// How many files this side's deletions have taken from the peer lately.
-    pub sent_lately: usize,
+    /// By how many files each of the last rounds has made the base grow, the oldest first.
+    pub grown_lately: Vec<isize>,
     /// Conflicts that somebody resolved.
     pub resolutions: HashMap<RelPath, Resolution>,
     /// Make an agreement even if nothing has to be done.
@@ -952,9 +952,9 @@ impl Round {
         self.files_that(|before, after| before.is_some() && after.is_none())
     }
 
-    /// How many files the round has deleted on the peer.
-    pub fn deleted_there(&self) -> usize {
-        self.plan.remote_deletions()
+    /// By how many files the round has made the base grow.
+    pub fn growth(&self) -> isize {
+        self.plan.growth()
     }
 
     /// The files that the round has made here.

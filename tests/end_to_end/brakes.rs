@@ -186,6 +186,24 @@ fn a_tree_that_is_emptied_bit_by_bit_is_held() {
     assert_same(&tree, &peer);
 }
 
+/// What programs write and remove again in a tree that holds nothing else empties nothing,
+/// however often.
+#[test]
+fn files_that_come_and_go_are_no_emptying() {
+    let sandbox = Sandbox::new();
+    sandbox.mount();
+    let (tree, peer) = (sandbox.tree(), sandbox.peer());
+    for round in 0..6 {
+        sandbox.sh(&tree, &format!("echo {round} >one; echo {round} >another"));
+        sandbox.flush();
+        assert!(peer.join("another").exists());
+        sandbox.sh(&tree, "rm one another");
+        sandbox.flush();
+        assert!(!peer.join("another").exists());
+    }
+    assert!(sandbox.status().peer().halt_reason.is_none());
+}
+
 /// Half of the base is half of its files: directories neither make up for files nor count
 /// as such.
 #[test]
