@@ -84,7 +84,14 @@ impl Ring {
         // One for each slot, and one to hear of those that come back.
         let entries = (queues.len() + 1).next_power_of_two();
         let entries = u32::try_from(entries).map_err(io::Error::other)?;
-        let uring = IoUring::<Entry128, cqueue::Entry>::builder().build(entries)?;
+        // The kernel hands a request over when this thread next waits for one, instead of
+        // interrupting it. That takes a ring of one thread's, which is not the one that
+        // makes it: it is enabled by the thread that serves.
+        let uring = IoUring::<Entry128, cqueue::Entry>::builder()
+            .setup_r_disabled()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .build(entries)?;
         uring
             .submitter()
             .register_files(&[device.as_fd().as_raw_fd()])?;
@@ -106,7 +113,7 @@ impl Ring {
         taken: &SyncSender<Result<(), Errno>>,
     ) -> Result<(), Errno> {
         self.seat.take();
-        let registered = self.register();
+        let registered = self.enable().and_then(|()| self.register());
         // Nobody listens any more if an earlier one failed.
         let _ = taken.send(registered);
         if registered.is_err() {
@@ -187,6 +194,12 @@ impl Ring {
         .user_data(BACK as u64);
         // SAFETY: the command names no memory.
         unsafe { self.uring.submission().push(&command.into()) }.map_err(|_| Errno::NOBUFS)
+    }
+
+    /// Makes the calling thread the one that the ring belongs to.
+    fn enable(&mut self) -> Result<(), Errno> {
+        let enabled = self.uring.submitter().register_enable_rings();
+        enabled.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 
     /// Gives all slots to the kernel. What it refuses it refuses at once.
