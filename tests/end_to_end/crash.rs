@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::first_contact::PROJECT;
@@ -14,7 +15,7 @@ use crate::support::{PROMPT, Random, Role, Sandbox, Server, assert_same, rounds,
 
 /// What a writer did to a tree, one system call each.
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     Create(String),
     Write(String, u64, Vec<u8>),
     Truncate(String, u64),
@@ -23,7 +24,7 @@ enum Step {
 }
 
 /// What the files of a tree hold.
-type Model = BTreeMap<String, Vec<u8>>;
+pub(crate) type Model = BTreeMap<String, Vec<u8>>;
 
 impl Step {
     /// A step that makes sense in a tree like this.
@@ -100,9 +101,15 @@ impl Step {
     }
 }
 
-/// Works until the mount dies. Gives what was acknowledged, and the step in doubt.
-fn work(random: &mut Random, root: &Path, model: &Mutex<Model>, limit: usize) -> Option<Step> {
-    for _ in 0..limit {
+/// Works until told to stop, or until the mount dies. The model has what was acknowledged;
+/// gives the step in doubt.
+pub(crate) fn work(
+    random: &mut Random,
+    root: &Path,
+    model: &Mutex<Model>,
+    go_on: impl Fn() -> bool,
+) -> Option<Step> {
+    while go_on() {
         let step = Step::any(random, &model.lock().unwrap());
         match step.apply_in(root) {
             Ok(None) => step.apply_to(&mut model.lock().unwrap()),
@@ -130,7 +137,7 @@ fn brief(step: &Step) -> String {
     text
 }
 
-fn contents(root: &Path) -> Model {
+pub(crate) fn contents(root: &Path) -> Model {
     let mut model = Model::new();
     for dir in 0..4 {
         let dir = format!("d{dir}");
@@ -146,7 +153,11 @@ fn contents(root: &Path) -> Model {
 /// Fails unless the tree holds what was acknowledged, with the step in doubt done or not.
 /// Gives what it holds.
 #[track_caller]
-fn assert_acknowledged(root: &Path, acknowledged: &Model, doubt: Option<&Step>) -> Model {
+pub(crate) fn assert_acknowledged(
+    root: &Path,
+    acknowledged: &Model,
+    doubt: Option<&Step>,
+) -> Model {
     let found = contents(root);
     if found == *acknowledged {
         return found;
@@ -200,7 +211,7 @@ fn kill_under_a_writer(sandbox: &Sandbox, peer: &str, count: u32) {
         let tree = sandbox.tree();
         let mut writers = Random::new(&format!("writer {round}"));
         let doubt = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| work(&mut writers, &tree, &model, 100_000));
+            let writer = scope.spawn(|| work(&mut writers, &tree, &model, || true));
             std::thread::sleep(pause);
             sandbox.kill_daemon();
             writer.join().unwrap()
@@ -299,8 +310,13 @@ fn killed_agents_are_replaced_and_nothing_is_lost() {
     let mut writers = Random::new("agents' writer");
     for _ in 0..rounds(4, 40) {
         let pause = Duration::from_millis(random.between(1, 1200));
+        let left = AtomicUsize::new(1500);
         let doubt = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| work(&mut writers, &tree, &model, 1500));
+            let writer = scope.spawn(|| {
+                work(&mut writers, &tree, &model, || {
+                    left.fetch_sub(1, Ordering::Relaxed) > 0
+                })
+            });
             std::thread::sleep(pause);
             wait_until("there is an agent to kill", PROMPT, || {
                 !sandbox.processes_of(Role::Agent).is_empty()
@@ -332,7 +348,7 @@ fn everything_killed_at_once() {
     for _ in 0..rounds(4, 40) {
         let pause = Duration::from_millis(random.between(1, 1000));
         let doubt = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| work(&mut writers, &tree, &model, 100_000));
+            let writer = scope.spawn(|| work(&mut writers, &tree, &model, || true));
             std::thread::sleep(pause);
             for process in sandbox.processes() {
                 process.kill();

@@ -44,6 +44,7 @@ mod repositories;
 mod rollback;
 mod scale;
 mod settle;
+mod storm;
 mod symlinks;
 mod trash;
 mod versions;
