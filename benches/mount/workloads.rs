@@ -63,6 +63,15 @@ fn project(place: &Place) {
     ));
 }
 
+/// A build, whose products do not stay: those of all pairs would fill the disk.
+fn built(place: &Place, what: &str) -> Duration {
+    let build =
+        format!("cd project; CARGO_TARGET_DIR=target cargo build -q --offline --locked {what}");
+    let took = timed(|| place.sh(&build));
+    place.sh("rm -r project/target");
+    took
+}
+
 /// Packages with deep trees, from a cache that is filled once. Without the addresses in the
 /// lock file, which a user's configuration may leave out, `npm ci` asks the registry.
 fn npm_project(place: &Place) {
@@ -292,14 +301,7 @@ pub fn all() -> Vec<Workload> {
             goal: 1.3,
             needs: &["cargo", "tar"],
             prepare: project,
-            run: |place| {
-                timed(|| {
-                    place.sh(
-                        "cd project; CARGO_TARGET_DIR=target cargo build -q --offline --locked \
-                         -p clap -p tokio",
-                    );
-                })
-            },
+            run: |place| built(place, "-p clap -p tokio"),
             ..plain
         },
         Workload {
@@ -308,13 +310,7 @@ pub fn all() -> Vec<Workload> {
             needs: &["cargo", "tar"],
             only_named: true,
             prepare: project,
-            run: |place| {
-                timed(|| {
-                    place.sh(
-                        "cd project; CARGO_TARGET_DIR=target cargo build -q --offline --locked",
-                    );
-                })
-            },
+            run: |place| built(place, ""),
             ..plain
         },
         Workload {
