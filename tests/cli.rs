@@ -671,6 +671,32 @@ fn a_termination_signal_unmounts_in_order() {
     sandbox.run(["umount", "tree"]).succeeds();
 }
 
+/// As soon as there is a mount, and before anybody was told of it.
+#[test]
+fn a_termination_signal_during_the_start_leaves_no_mount() {
+    let sandbox = Sandbox::new();
+    for round in 0..20 {
+        let mut daemon = sandbox
+            .command(["mount", "tree", "--foreground"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let begin = Instant::now();
+        while !sandbox.is_mounted() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "no mount");
+            std::thread::yield_now();
+        }
+        kill(daemon.id(), rustix::process::Signal::TERM);
+        let ended = daemon.wait().unwrap();
+        assert!(ended.code().is_some(), "round {round}: {ended}");
+        assert!(!sandbox.is_mounted(), "round {round}: {ended}");
+    }
+    let ran = sandbox.run(["mount", "tree"]).succeeds();
+    assert!(!ran.stderr.contains("cleanly"), "{}", ran.stderr);
+    sandbox.run(["umount", "tree"]).succeeds();
+}
+
 #[test]
 fn an_unmount_by_others_ends_the_daemon_in_order() {
     if !is_root() {

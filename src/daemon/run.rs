@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -40,11 +41,20 @@ pub fn run(order: &Order, detached: bool, say: &mut dyn Announce) -> Result<Exit
     // unmounted, its own mount least of all.
     std::env::set_current_dir("/").or_fail(|| "cannot enter /".into())?;
 
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .or_fail(|| "cannot start the runtime".into())?;
+    // Before there is a mount: what ends this process from then on has to unmount it.
+    let signals = {
+        let _entered = runtime.enter();
+        Signals::listen()?
+    };
     let tree = site.tree().to_path_buf();
     let mount = fuse::mount(Arc::clone(&site.filesystem), &tree, MountOptions::default())
         .or_fail(|| format!("cannot mount {}", tree.display()))?;
     let mount = Arc::new(mount);
-    let served = serve(site, &mount, say);
+    let served = serve(site, &mount, runtime, signals, say);
     if let Err(failure) = &served
         && !mount.ended()
     {
@@ -58,21 +68,24 @@ pub fn run(order: &Order, detached: bool, say: &mut dyn Announce) -> Result<Exit
     served
 }
 
-fn serve(site: Site, mount: &Arc<Mount>, say: &mut dyn Announce) -> Result<Exit, Failure> {
+fn serve(
+    site: Site,
+    mount: &Arc<Mount>,
+    runtime: Runtime,
+    signals: Signals,
+    say: &mut dyn Announce,
+) -> Result<Exit, Failure> {
     site.dir.write_record(&Record {
         device: Some(mount.device()),
         ..site.record.clone()
     })?;
     let door = Door::start(site.tree(), mount.device())
         .or_fail(|| format!("cannot work through the mount {}", site.tree().display()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .or_fail(|| "cannot start the runtime".into())?;
     let attended = runtime.block_on(attend(
         Arc::new(site),
         Arc::new(Mutex::new(door)),
         mount,
+        signals,
         say,
     ));
     runtime.shutdown_timeout(FAREWELL);
@@ -84,9 +97,9 @@ async fn attend(
     site: Arc<Site>,
     door: Arc<Mutex<Door>>,
     mount: &Arc<Mount>,
+    mut signals: Signals,
     say: &mut dyn Announce,
 ) -> Result<Exit, Failure> {
-    let mut signals = Signals::listen()?;
     let (stop, mut stops) = mpsc::channel(1);
     let (farewell, mut farewells) = mpsc::channel(1);
     let tree = local_tree(&site, Some(Arc::clone(&door)))?;
@@ -236,6 +249,8 @@ struct Signals {
 }
 
 impl Signals {
+    /// Takes the signals over from their default, which ends the process. What comes before
+    /// anybody waits for one is kept. To be called inside a runtime.
     fn listen() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).or_fail(|| "cannot listen to signals".into());
         Ok(Self {
