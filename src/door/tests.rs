@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use mirrorfs_journal::{Origin, PeerId};
+use mirrorfs_journal::{EventKind, Origin, PeerId};
 
 use super::{Door, OPEN_FOR_WRITING};
 use crate::fs::tests::path;
@@ -197,20 +197,64 @@ fn changes_come_in_where_they_are_expected() {
     assert_eq!(trash, 2, "what was replaced and what was removed");
 }
 
+/// Who made the records after a number, each once.
+fn authors(m: &Mounted, after: u64) -> Vec<Origin> {
+    let mut authors = Vec::new();
+    let view = m.t.journal.snapshot().unwrap();
+    view.history(None, |event| {
+        if let EventKind::Change { origin, .. } = event.kind
+            && event.n > after
+            && !authors.contains(&origin)
+        {
+            authors.push(origin);
+        }
+        true
+    })
+    .unwrap();
+    authors
+}
+
 #[test]
 fn the_records_are_the_peers() {
     let Some(mut m) = Mounted::new() else { return };
     let mut door = door(&m);
-    let op = place(&m, "f", "content", Expect::Absent);
-    let (n, ino) = done(one(&m, &mut door, op));
-    let node =
-        m.t.journal
-            .snapshot()
-            .unwrap()
-            .node_by_ino(ino)
-            .unwrap()
-            .unwrap();
+    m.sh("mkdir d && echo x > d/linked && ln d/linked second && mkdir empty");
+    let number =
+        |m: &Mounted, name: &str| Ino(m.sh(&format!("stat -c %i {name}")).trim().parse().unwrap());
+    let (linked, empty) = (number(&m, "second"), number(&m, "empty"));
+    let before = m.t.journal.recorder().last();
+    let created = place(&m, "f", "content", Expect::Absent);
+    let (n, ino) = done(one(&m, &mut door, created));
+    let view = m.t.journal.snapshot().unwrap();
+    let node = view.node_by_ino(ino).unwrap().unwrap();
     assert!(node.changed_n <= n && node.content_n <= n);
+    let replaced = place(&m, "f", "other", now(&m, ino));
+    let (_, ino) = done(one(&m, &mut door, replaced));
+    let meta = DoorOp::SetMeta {
+        path: path("f"),
+        expect: now(&m, ino),
+        mode: Some(0o600),
+        mtime: None,
+        xattrs: Some(Xattrs::from([(b"user.k".to_vec(), b"v".to_vec())])),
+    };
+    done(one(&m, &mut door, meta));
+    for (name, ino) in [("f", ino), ("d/linked", linked)] {
+        let removed = DoorOp::Remove {
+            path: path(name),
+            expect: now(&m, ino),
+        };
+        done(one(&m, &mut door, removed));
+    }
+    let removed = DoorOp::RemoveDir {
+        path: path("empty"),
+        expect: now(&m, empty),
+    };
+    done(one(&m, &mut door, removed));
+    assert_eq!(authors(&m, before), [PEER]);
+    // What others do meanwhile is theirs.
+    let before = m.t.journal.recorder().last();
+    m.sh("echo y > second");
+    assert_eq!(authors(&m, before), [Origin::Local]);
     drop(door);
     m.down();
 }
@@ -387,4 +431,40 @@ fn it_is_started_again_and_never_enters_lower() {
     assert!(refused(one(&m, &mut door, op)).contains("not mounted"));
     assert!(!m.dir().join("g").exists());
     assert!(door.settle_mappings(&m.t.fs).is_err());
+}
+
+/// The door is killed while its removal is with the filesystem already: whoever waits for an
+/// answer to that ends with it and not before, so that the removal is still the door's, and
+/// what it removes goes to the trash.
+#[test]
+fn what_a_killed_door_was_at_is_still_its_own() {
+    let Some(mut m) = Mounted::new() else { return };
+    m.sh("echo precious > f");
+    let ino = Ino(m.sh("stat -c %i f").trim().parse().unwrap());
+    let mut door = door(&m);
+    let pid = rustix::process::Pid::from_raw(door.pid().unwrap().cast_signed()).unwrap();
+    let before = m.t.journal.recorder().last();
+    let op = DoorOp::Remove {
+        path: path("f"),
+        expect: now(&m, ino),
+    };
+    let result = std::thread::scope(|scope| {
+        let held = m.t.fs.hold_names();
+        let applied = scope.spawn(|| one(&m, &mut door, op));
+        let begin = std::time::Instant::now();
+        while !m.t.fs.names_are_waited_for() {
+            assert!(begin.elapsed().as_secs() < 60, "no removal has come");
+            std::thread::yield_now();
+        }
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        drop(held);
+        applied.join().unwrap()
+    });
+    done(result);
+    assert_eq!(authors(&m, before), [PEER]);
+    drop(door);
+    m.down();
+    let mut slots = std::fs::read_dir(m.dir().join(".mirrorfs/trash")).unwrap();
+    let slot = slots.next().unwrap().unwrap().path();
+    assert_eq!(std::fs::read(slot.join("f")).unwrap(), b"precious\n");
 }

@@ -40,6 +40,18 @@ pub(crate) fn path(text: &str) -> RelPath {
     RelPath::new(text).unwrap()
 }
 
+impl Filesystem {
+    /// While this is held, whatever changes a name waits.
+    pub(crate) fn hold_names(&self) -> parking_lot::RwLockReadGuard<'_, ()> {
+        self.namespace.read()
+    }
+
+    /// Whether something waits to change a name.
+    pub(crate) fn names_are_waited_for(&self) -> bool {
+        self.namespace.try_read().is_none()
+    }
+}
+
 impl Fixture {
     pub(crate) fn new() -> Self {
         Self::with(FsOptions::default(), |_| {})
