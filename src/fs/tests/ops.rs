@@ -127,6 +127,58 @@ fn every_kind_of_change_is_captured() {
     fs.fsync(b, true).unwrap();
 }
 
+/// "A whole directory is one record."
+#[test]
+fn a_directory_moves_in_one_record() {
+    let t = Fixture::new();
+    let dir = t.mkdir(t.root(), "dir");
+    for number in 0..100 {
+        let sub = t.mkdir(dir, &format!("d{number}"));
+        t.create(sub, "f", b"content");
+    }
+    let (own, root, flags) = (Caller::own(), t.root(), RenameFlags::empty());
+    let before = t.journal.recorder().last();
+    t.fs.rename(&own, root, b"dir", root, b"moved", flags)
+        .unwrap();
+    assert_eq!(t.journal.recorder().last() - before, 1);
+    t.assert_captured();
+}
+
+/// "Writes with their byte range": what was written, and nothing beside it.
+#[test]
+fn what_is_written_is_recorded_with_its_range() {
+    let t = Fixture::new();
+    let own = Caller::own();
+    let (from, ino) = (
+        t.create(t.root(), "from", &[1; 5000]),
+        t.create(t.root(), "f", &[1; 20_000]),
+    );
+    // What is on record already is not joined with what follows.
+    drop(t.journal.snapshot().unwrap());
+    let before = t.journal.recorder().last();
+    for (at, len) in [(100, 50), (150, 50), (9000, 1)] {
+        t.fs.write(ino, at, &vec![2; len], None).unwrap();
+    }
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    t.fs.fallocate(&own, ino, 4096, 512, punch).unwrap();
+    t.fs.copy_file_range(&own, from, 7, ino, 12_000, 300)
+        .unwrap();
+    let view = t.journal.snapshot().unwrap();
+    let node = view.node_by_ino(ino).unwrap().unwrap();
+    let mut written = view.written(node.id, before).unwrap().unwrap();
+    written.sort_by_key(|range| range.start);
+    // Adjacent ones may have been told as one.
+    written.dedup_by(|next, range| {
+        let adjacent = range.end == next.start;
+        if adjacent {
+            range.end = next.end;
+        }
+        adjacent
+    });
+    assert_eq!(written, [100..200, 4096..4608, 9000..9001, 12_000..12_300]);
+    t.assert_captured();
+}
+
 #[test]
 fn odd_names_are_names() {
     let t = Fixture::new();
