@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
-use crate::model::{Content, ContentHash, Entry, Epoch, RelPath, Timestamp, Xattrs};
+use crate::model::{Content, ContentHash, Entry, Epoch, RelPath, ReplicaId, Timestamp, Xattrs};
 use codec::{decode_xattrs, encode_xattrs, kind_number, signed};
 
 /// Statements that bring an index from schema `position` to the next. Only ever appended
@@ -271,6 +271,11 @@ impl PeerIndex {
     /// all before it along.
     pub fn durable_commits(&self) -> u64 {
         self.durable_commits
+    }
+
+    /// The database.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The newest revision.
@@ -539,6 +544,33 @@ impl PeerIndex {
     /// Notes in which life of the machine contents are staged from here on.
     pub fn set_boot(&mut self, boot: &[u8]) -> Result<(), IndexError> {
         self.set_meta("boot", boot)
+    }
+
+    /// The moment of the tree that the index is about, as it was set.
+    pub fn moment(&self) -> Result<Option<Vec<u8>>, IndexError> {
+        self.meta("moment")
+    }
+
+    /// Takes up a moment of the tree together with what is observed of it.
+    pub fn set_moment(&mut self, moment: Option<&[u8]>) -> Result<(), IndexError> {
+        match moment {
+            Some(moment) => self.set_meta("moment", moment),
+            None => self.delete_meta("moment"),
+        }
+    }
+
+    /// Whether a mounted side has to go back to an agreement before anything is told it.
+    pub fn rejoins(&self, mount: ReplicaId) -> Result<bool, IndexError> {
+        Ok(self.meta(&format!("rejoins.{mount}"))?.is_some())
+    }
+
+    /// Says whether it has to.
+    pub fn set_rejoins(&mut self, mount: ReplicaId, rejoins: bool) -> Result<(), IndexError> {
+        let key = format!("rejoins.{mount}");
+        match rejoins {
+            true => self.set_meta(&key, &[]),
+            false => self.delete_meta(&key),
+        }
     }
 
     /// The redo record of a batch whose traces may not have reached the disk yet.

@@ -12,7 +12,7 @@ use super::lock::Lock;
 use super::root::Served;
 use super::{Error, applier, open_index, renew};
 use crate::replica::apply::Answer;
-use crate::replica::{Marks, Reserved, Staging};
+use crate::replica::{Latest, Marks, Moment, Reserved, Staging, Time};
 use crate::scratch::Scratch;
 use crate::tree::ReplicaId;
 use crate::wire::frame::{read_first, read_magic, write_magic, write_message};
@@ -136,18 +136,11 @@ fn open(
         tracing::info!(batch = %outcome.batch, "completed an interrupted batch");
         renew(&mut index, &outcome)?;
     }
-    distrust_staged(&staging, &mut index)?;
+    distrust_staged(&reserved, &staging, &mut index)?;
     // The tree says itself which agreement it holds. It and the index differ if one of
     // the two was restored from a copy, or the index was lost.
     let mount = hello.replica;
-    let mark = Marks::of(&reserved)?.with(mount);
-    match index.take_mark(mount, mark.as_ref())? {
-        Marked::Last => {}
-        other => {
-            tracing::warn!(?other, "the directory is of another time than its index");
-            index.renew_epoch()?;
-        }
-    }
+    compare_times(&reserved, &mut index, mount)?;
     if let Some(seen) = hello.seen
         && seen.epoch == index.epoch()
         && seen.rev > index.rev()
@@ -160,7 +153,8 @@ fn open(
     // Without an agreement in common the other side forgets what it knew of this one, so
     // that news since then would be taken for everything there is.
     let settled = last.is_some_and(|last| last.based)
-        && [hello.agreement, hello.proposed].contains(&agreement);
+        && [hello.agreement, hello.proposed].contains(&agreement)
+        && !index.rejoins(mount)?;
     let forgotten = index.forgotten()?;
     let whole = !settled
         || hello
@@ -192,12 +186,57 @@ fn open(
     Ok((answer, served, reserved, staging, index, lock))
 }
 
+/// Takes up what the tree itself says it has gone through.
+fn compare_times(
+    reserved: &Reserved,
+    index: &mut PeerIndex,
+    mount: ReplicaId,
+) -> Result<(), Error> {
+    let marks = Marks::of(reserved)?;
+    let told = Latest::of(reserved)?;
+    let recorded = Moment::decode(index.moment()?);
+    let moment = told.as_ref().map(|told| told.moment().clone());
+    let time = Latest::time(reserved, told.as_ref(), recorded.as_ref());
+    if time != Time::Other {
+        let found = index.take_mark(mount, marks.with(mount).as_ref())?;
+        if found != Marked::Last {
+            tracing::warn!(?found, "the directory is of another time than its index");
+            index.renew_epoch()?;
+        }
+        if moment != recorded {
+            let moment = moment.map(|moment| moment.encode());
+            index.set_moment(moment.as_deref())?;
+        }
+        return Ok(());
+    }
+    tracing::warn!("the directory is of another time than its index");
+    index.renew_epoch()?;
+    index.transaction(Durable::PowerLoss, |index| {
+        let mut mounts = index.mounted()?;
+        if !mounts.contains(&mount) {
+            mounts.push(mount);
+        }
+        for mount in mounts {
+            let chain = index.chain(mount)?;
+            let at = Latest::stands_at(told.as_ref(), mount, &chain, marks.with(mount));
+            index.take_mark(mount, at.as_ref())?;
+            // Whatever was told of the other tree is to be forgotten over there.
+            index.set_rejoins(mount, true)?;
+        }
+        let moment = moment.map(|moment| moment.encode());
+        Ok(index.set_moment(moment.as_deref())?)
+    })
+}
+
 /// Drops what was staged in another life of the machine. Contents are synced with the batch
 /// that needs them, and what had arrived before a power loss may be anything by now, under
 /// its name and with its size. Called once no batch is under way any more.
-fn distrust_staged(staging: &Staging, index: &mut PeerIndex) -> Result<(), Error> {
-    let boot = mirrorfs_journal::boot_id().ok();
-    let boot = boot.as_deref().map(str::as_bytes);
+fn distrust_staged(
+    reserved: &Reserved,
+    staging: &Staging,
+    index: &mut PeerIndex,
+) -> Result<(), Error> {
+    let boot = reserved.boot().map(str::as_bytes);
     if boot.is_some() && index.boot()?.as_deref() == boot {
         return Ok(());
     }

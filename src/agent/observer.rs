@@ -16,7 +16,7 @@ use super::lock::FENCE;
 use super::root::Served;
 use super::watch::{Event, Origin, Watches, is_exhausted};
 use crate::replica::look::{Look, Seen, fingerprint, look_at, must_read};
-use crate::replica::{Reserved, Root, is_no_directory};
+use crate::replica::{Latest, Moment, Reserved, Root, is_no_directory};
 use crate::tree::{Content, RESERVED, RelPath, scan};
 
 /// How long things must be quiet before what changed is looked at, and for how long a
@@ -87,6 +87,8 @@ pub(super) struct Observer {
     anew: HashSet<RelPath>,
     jobs: Sender<Job>,
     in_transaction: bool,
+    /// The revision that was committed last.
+    committed: u64,
 }
 
 impl Observer {
@@ -105,6 +107,7 @@ impl Observer {
             Err(reason) => (None, Some(reason)),
         };
         Ok(Self {
+            committed: index.rev(),
             served,
             reserved,
             index,
@@ -294,7 +297,16 @@ impl Observer {
     /// Makes what was observed last, so that it may be reported.
     pub(super) fn commit(&mut self) -> Result<(), Error> {
         if std::mem::take(&mut self.in_transaction) {
+            if self.index.rev() != self.committed {
+                // What is reported from here on is of this tree: another that takes its
+                // place has not changed from it.
+                let recorded = Moment::decode(self.index.moment()?);
+                if let Some(moment) = Latest::advance(&self.reserved, recorded.as_ref(), None) {
+                    self.index.set_moment(Some(&moment.encode()))?;
+                }
+            }
             self.index.commit()?;
+            self.committed = self.index.rev();
         }
         Ok(())
     }

@@ -1172,19 +1172,25 @@ fn a_tree_of_another_time_than_its_index_is_compared_in_full() {
     let peer = Peer::new();
     let (mut mount, first) = peer.meet(None);
     mount.apply(1, &[put("a", "1")], &[b"1"]);
-    let marker = fs::read(peer.path(".mirrorfs/agreements")).unwrap();
+    let marks = [".mirrorfs/agreements", ".mirrorfs/latest"];
+    let copies = marks.map(|mark| fs::read(peer.path(mark)).unwrap());
     mount.apply(2, &[put("b", "2")], &[b"2"]);
     let upto = mount.upto;
     mount.hang_up().unwrap();
     // The directory comes back from a copy; the state of the agent does not.
-    fs::write(peer.path(".mirrorfs/agreements"), marker).unwrap();
+    for (mark, copy) in marks.iter().zip(copies) {
+        fs::write(peer.path(mark), copy).unwrap();
+    }
     fs::remove_file(peer.path("b")).unwrap();
     let (mount, answer) = peer.meet_again(upto, 1);
     assert_eq!(answer.agreement, Some(agreement(1)));
-    assert!(answer.settled, "it knows the base of the earlier one too");
+    assert!(!answer.settled, "what it told of the other tree is to go");
     assert!(answer.whole && answer.epoch != first.epoch);
     let names: Vec<&str> = mount.seen.keys().map(String::as_str).collect();
     assert_eq!(names, ["a"]);
+    mount.hang_up().unwrap();
+    let (mount, answer) = peer.meet_again(upto, 1);
+    assert!(answer.settled, "it knows the base of the earlier one too");
     mount.hang_up().unwrap();
     // And the other way round: the tree without the state.
     fs::remove_dir_all(peer.state.path().join("agents")).unwrap();

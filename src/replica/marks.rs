@@ -3,7 +3,7 @@
 //! tree that was brought back from one is told from the tree that its state is about.
 //!
 //! It is written after the filesystem was synced. So it may lag behind what the tree holds,
-//! and never leads.
+//! and never leads. ([`Latest`](super::Latest) says more, while the machine runs.)
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub struct Marks(BTreeMap<ReplicaId, Agreement>);
 
 /// How the marks are written down, for people to read.
 #[derive(Serialize, Deserialize)]
-struct Line {
+pub(super) struct Line {
     with: String,
     number: u64,
     nonce: String,
@@ -34,7 +34,12 @@ impl Marks {
         let Some(text) = reserved.read_file(FILE)? else {
             return Ok(Self::default());
         };
-        let lines: Vec<Line> = serde_json::from_slice(&text).unwrap_or_default();
+        Ok(Self::read(
+            serde_json::from_slice(&text).unwrap_or_default(),
+        ))
+    }
+
+    pub(super) fn read(lines: Vec<Line>) -> Self {
         let read = |line: Line| {
             Some((
                 Id::parse(&line.with)?,
@@ -45,7 +50,24 @@ impl Marks {
                 },
             ))
         };
-        Ok(Self(lines.into_iter().filter_map(read).collect()))
+        Self(lines.into_iter().filter_map(read).collect())
+    }
+
+    pub(super) fn lines(&self) -> Vec<Line> {
+        let line = |(with, agreement): (&ReplicaId, &Agreement)| Line {
+            with: with.to_string(),
+            number: agreement.number,
+            nonce: agreement.nonce.to_string(),
+            previous: agreement.previous.map(|id| id.to_string()),
+        };
+        self.0.iter().map(line).collect()
+    }
+
+    pub(super) fn set(&mut self, replica: ReplicaId, agreement: Option<Agreement>) {
+        match agreement {
+            Some(agreement) => self.0.insert(replica, agreement),
+            None => self.0.remove(&replica),
+        };
     }
 
     /// The last agreement with a replica.
@@ -70,22 +92,12 @@ impl Marks {
         let before = Self::of(reserved)?;
         let mut marks = before.clone();
         for (replica, agreement) in last {
-            match agreement {
-                Some(agreement) => marks.0.insert(replica, agreement),
-                None => marks.0.remove(&replica),
-            };
+            marks.set(replica, agreement);
         }
         if marks == before {
             return Ok(());
         }
-        let line = |(with, agreement): (&ReplicaId, &Agreement)| Line {
-            with: with.to_string(),
-            number: agreement.number,
-            nonce: agreement.nonce.to_string(),
-            previous: agreement.previous.map(|id| id.to_string()),
-        };
-        let lines: Vec<Line> = marks.0.iter().map(line).collect();
-        let text = serde_json::to_vec_pretty(&lines)
+        let text = serde_json::to_vec_pretty(&marks.lines())
             .map_err(std::io::Error::from)
             .context("write", ".mirrorfs/agreements")?;
         reserved.replace_file(FILE, &text)

@@ -5,6 +5,7 @@ pub mod apply;
 pub(crate) mod beneath;
 pub mod delta;
 pub(crate) mod keep;
+mod latest;
 pub mod look;
 mod marks;
 mod meta;
@@ -15,6 +16,7 @@ pub mod trash;
 
 pub use beneath::Root;
 pub(crate) use beneath::is_no_directory;
+pub use latest::{Latest, Moment, Time};
 pub use marks::Marks;
 pub use reserved::{Identity, Reserved};
 pub use staging::{Incoming, Owner, Partial, Placed, StagedName, Staging};

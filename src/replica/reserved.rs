@@ -40,6 +40,7 @@ pub struct Reserved {
     staging: OwnedFd,
     trash: OwnedFd,
     conflicts: OwnedFd,
+    boot: Option<String>,
 }
 
 impl Reserved {
@@ -111,12 +112,18 @@ impl Reserved {
             trash: inner("trash")?,
             conflicts: inner("conflicts")?,
             dir,
+            boot: mirrorfs_journal::boot_id().ok(),
         })
     }
 
     /// The reserved directory itself.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+
+    /// This life of the machine; none if the kernel does not name it.
+    pub fn boot(&self) -> Option<&str> {
+        self.boot.as_deref()
     }
 
     /// Where contents and new inodes wait until they are placed.
@@ -160,6 +167,23 @@ impl Reserved {
     /// Replaces one of the small files of the directory, durably and in one step.
     pub fn replace_file(&self, name: &str, content: &[u8]) -> Result<(), Error> {
         replace_file(self.dir.as_fd(), name, content)
+    }
+
+    /// Writes one of the small files of the directory, over what is in it, for what only has
+    /// to outlive this process: not durable. What was longer keeps its end until that is
+    /// cut off.
+    pub fn overwrite_file(&self, name: &str, content: &[u8]) -> Result<(), Error> {
+        let path = || format!(".mirrorfs/{name}");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR)
+            .context("open", path())?;
+        let mut file = File::from(fd);
+        file.write_all(content).context("write", path())?;
+        let len = content.len() as u64;
+        if file.metadata().context("look at", path())?.len() > len {
+            file.set_len(len).context("write", path())?;
+        }
+        Ok(())
     }
 
     /// Removes one of the small files of the directory, if it is there.

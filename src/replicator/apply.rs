@@ -109,7 +109,7 @@ pub fn apply(
         );
     }
     ops.extend(modes);
-    pulls::announce(journal, round.peer.id, &pulls)?;
+    pulls::announce(journal, &tree.reserved, round.peer.id, &pulls)?;
     let origin = Origin::Peer(round.peer.id);
     let makes = |op: &DoorOp| matches!(op, DoorOp::Place { .. });
     let clears = |op: &DoorOp| matches!(op, DoorOp::RemoveDir { .. });
@@ -472,7 +472,7 @@ pub(super) fn apply_merged(
             DoorResult::Refused { reason } => unfinished.push((merged.path, reason)),
         }
     }
-    rebase(journal, round, done)?;
+    rebase(journal, &tree.reserved, round, done)?;
     Ok(unfinished)
 }
 

@@ -421,9 +421,10 @@ impl Driver {
             }
             Command::Propose(_) => {
                 let round = self.current_round()?;
+                let reserved = Arc::clone(&self.context.tree.reserved);
                 let agreed = blocking(move || {
                     let mut round = lock(&round);
-                    round.advanced = store::propose(&journal, &round)?;
+                    round.advanced = store::propose(&journal, reserved, &round)?;
                     Ok(round.agreed())
                 })
                 .await?;

@@ -3,19 +3,23 @@
 //!
 //! The journal keeps beside its chain of agreements which mark it has written. So a mark
 //! that lags behind an agreement, as all of them do for some seconds, is told from that of
-//! a tree that was brought back from a copy.
+//! a tree that was brought back from a copy. And it keeps the moment of the tree, which says
+//! the same at once, in this life of the machine.
 
 use mirrorfs_journal::{Durability, Journal, Marked, Update, View};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::Filesystem;
-use crate::replica::{Marks, Reserved};
-use crate::tree::{Agreement, PeerId};
+use crate::replica::{Latest, Marks, Moment, Reserved, Time};
+use crate::tree::{Agreement, PeerId, ReplicaId};
 
 use super::Error;
 
 /// The setting that holds up to which number lower is on disk.
 const SYNCED: &str = "synced";
+
+/// The setting that holds the tree's moment.
+const MOMENT: &str = "moment";
 
 /// The mark of the tree for one peer, as the journal knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -71,10 +75,30 @@ pub(super) fn forget_mark(
     update.remove_setting(&key(peer))
 }
 
+fn moment(view: &View) -> Result<Option<Moment>, mirrorfs_journal::Error> {
+    Ok(Moment::decode(view.setting(MOMENT)?))
+}
+
+/// Gives the tree a new moment, and takes it up with what this transaction writes down: that
+/// it is about to be changed in a peer's name, or that an agreement is proposed.
+pub(super) fn advance(
+    update: &Update<'_>,
+    reserved: &Reserved,
+    agreed: Option<(ReplicaId, Agreement)>,
+) -> Result<(), mirrorfs_journal::Error> {
+    match Latest::advance(reserved, moment(update)?.as_ref(), agreed) {
+        Some(moment) => update.set_setting(MOMENT, &moment.encode()),
+        None => Ok(()),
+    }
+}
+
 /// Compares the tree's marks with the journal: either may have been brought back from a
 /// copy, or lost. To be called before anybody is met. Returns what there is to say.
 pub fn check_marks(journal: &Journal, reserved: &Reserved) -> Result<Vec<String>, Error> {
     let marks = Marks::of(reserved)?;
+    let told = Latest::of(reserved)?;
+    let recorded = moment(&*journal.snapshot()?)?;
+    let other = Latest::time(reserved, told.as_ref(), recorded.as_ref()) == Time::Other;
     Ok(journal.update(Durability::Full, move |update| {
         let mut news = Vec::new();
         for peer in update.peers()? {
@@ -82,6 +106,22 @@ pub fn check_marks(journal: &Journal, reserved: &Reserved) -> Result<Vec<String>
                 continue;
             };
             let mark = marks.with(replica);
+            if other {
+                let chain = update.chain(peer.id)?;
+                let at = Latest::stands_at(told.as_ref(), replica, &chain, mark);
+                let found = update.take_mark(peer.id, at.as_ref())?;
+                if found == Marked::Last {
+                    // What was brought in since, or proposed, is of another time.
+                    match at {
+                        Some(at) => update.rejoin(peer.id, &at).map(drop)?,
+                        None => update.reset_base(peer.id)?,
+                    }
+                }
+                super::pulls::forget(update, peer.id)?;
+                accept_mark(update, peer.id, mark)?;
+                news.push(of_another_time(found, &peer.name));
+                continue;
+            }
             let known = written(update, peer.id)?;
             if mark == known.and_then(|known| known.last) {
                 continue;
@@ -93,19 +133,27 @@ pub fn check_marks(journal: &Journal, reserved: &Reserved) -> Result<Vec<String>
             }
             let found = update.take_mark(peer.id, mark.as_ref())?;
             accept_mark(update, peer.id, mark)?;
-            let name = &peer.name;
-            match found {
-                Marked::Last => {}
-                Marked::Earlier | Marked::Missing => news.push(format!(
-                    "the tree was brought back from an earlier copy: what is newer on the peer {name} comes back to it"
-                )),
-                Marked::Unknown => news.push(format!(
-                    "what is recorded here of the tree is older than the tree: it is compared with the peer {name} anew"
-                )),
+            if found != Marked::Last {
+                news.push(of_another_time(found, &peer.name));
             }
+        }
+        match told {
+            Some(told) => update.set_setting(MOMENT, &told.moment().encode())?,
+            None => update.remove_setting(MOMENT)?,
         }
         Ok(news)
     })?)
+}
+
+fn of_another_time(found: Marked, peer: &str) -> String {
+    match found {
+        Marked::Earlier | Marked::Missing => format!(
+            "the tree was brought back from an earlier copy: what is newer on the peer {peer} comes back to it"
+        ),
+        Marked::Last | Marked::Unknown => format!(
+            "what is recorded here and the tree are of different times: it is compared with the peer {peer} anew"
+        ),
+    }
 }
 
 /// What [`secure`] found last time, so that it does nothing while nothing happens.

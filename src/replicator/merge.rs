@@ -5,11 +5,13 @@
 //! between, the next round finds the same conflict, whose merge is what is there already.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use mirrorfs_journal::{BaseChange, Contents, Durability, Journal};
 
 use crate::fs::{DoorOp, Expect, StagedName};
 use crate::reconcile::{Merge, Sides, merge};
+use crate::replica::Reserved;
 use crate::tree::{Content, ContentHash, Entry, Ino, RelPath, Timestamp, scan};
 
 use super::Error;
@@ -148,6 +150,7 @@ fn merge_one(
 /// What was merged is in the tree: the peer's version is what it is an edit of.
 pub(super) fn rebase(
     journal: &Journal,
+    reserved: &Arc<Reserved>,
     round: &Round,
     merged: Vec<(Merged, Ino)>,
 ) -> Result<(), Error> {
@@ -155,7 +158,9 @@ pub(super) fn rebase(
         return Ok(());
     }
     let (peer, name) = (round.peer.id, round.peer.name.clone());
+    let reserved = Arc::clone(reserved);
     journal.update(Durability::Normal, move |update| {
+        super::marks::advance(update, &reserved, None)?;
         for (Merged { path, remote, .. }, ino) in merged {
             let node = update.node_by_ino(ino)?.map(|node| node.id);
             update.note(

@@ -10,6 +10,7 @@
 //! The base is then ahead of the last agreement; the next one tells the peer of it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use mirrorfs_journal::{BaseChange, Durability, Journal, Origin, Update, View};
 use serde::{Deserialize, Serialize};
@@ -84,12 +85,19 @@ fn announced(view: &View, peer: PeerId) -> Result<Vec<Pull>, mirrorfs_journal::E
 
 /// Writes down what is about to be done. It is on disk once this returns, so that no step
 /// can be without it.
-pub(super) fn announce(journal: &Journal, peer: PeerId, pulls: &[Pull]) -> Result<(), Error> {
+pub(super) fn announce(
+    journal: &Journal,
+    reserved: &Arc<Reserved>,
+    peer: PeerId,
+    pulls: &[Pull],
+) -> Result<(), Error> {
     if pulls.is_empty() {
         return Ok(());
     }
     let bytes = postcard::to_stdvec(pulls).map_err(|_| Error::Unencodable)?;
+    let reserved = Arc::clone(reserved);
     journal.update(Durability::Full, move |update| {
+        super::marks::advance(update, &reserved, None)?;
         update.set_setting(&key(peer), &bytes)
     })?;
     Ok(())

@@ -1,6 +1,7 @@
 //! What the replicator writes down, each step one transaction of the journal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use mirrorfs_journal::{BaseChange, ChainLink, Durability, Journal, Update, last_common};
 
@@ -279,7 +280,11 @@ fn note(
 
 /// Writes a round's outcome down as proposed. Returns what the base has been changed to
 /// since the last agreement.
-pub(super) fn propose(journal: &Journal, round: &Round) -> Result<Vec<BaseChange>, Error> {
+pub(super) fn propose(
+    journal: &Journal,
+    reserved: Arc<Reserved>,
+    round: &Round,
+) -> Result<Vec<BaseChange>, Error> {
     let peer = round.peer.id;
     // Which steps each change stands on, so that a proposal that turns out to have been
     // applied in part can be accepted in part, also by a later life of the daemon.
@@ -295,6 +300,7 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<Vec<BaseChange
     let placed = round.placed.clone();
     let brakes = round.brakes.clone();
     let mut proposal = round.proposal(changes);
+    let replica = round.peer.replica;
     // Durably, with everything before it, before the peer is told to commit: what it
     // acknowledges is then on record, whatever a power loss takes.
     let advanced = journal.update(Durability::Full, move |update| {
@@ -307,6 +313,8 @@ pub(super) fn propose(journal: &Journal, round: &Round) -> Result<Vec<BaseChange
         }
         // With the files that the proposal adds to the base a brake might not engage again.
         brakes.store(update, peer)?;
+        let agreed = replica.map(|replica| (replica, proposal.agreement));
+        super::marks::advance(update, &reserved, agreed)?;
         update.propose(peer, &proposal)?;
         update.set_setting(&terms_key(peer), &terms)?;
         update.advanced(peer)

@@ -290,6 +290,37 @@ fn edits_on_both_sides_of_a_rollback_are_a_conflict() {
     assert_eq!(world.sandbox.status().conflicts.len(), 1);
 }
 
+/// A tree alone that is brought back from a copy made just before an agreement, which its
+/// mark does not tell yet: the copy is no edit, and the newer versions come back.
+#[test]
+fn a_tree_from_a_moment_ago_is_no_edit() {
+    let world = World::new();
+    world.copy(&world.mounted);
+    world.sandbox.mount();
+    world.sandbox.flush();
+    world
+        .sandbox
+        .sh(&world.mounted.tree, "echo newest >pushed; rm same");
+    world
+        .sandbox
+        .sh(&world.peer.tree, "echo newest >pulled; echo newest >made");
+    world.sandbox.converges();
+    world.sandbox.flush();
+    world.sandbox.kill_daemon();
+    let unmounted = world.sandbox.try_umount();
+    assert_eq!(unmounted.code, 1, "nothing was flushed: {unmounted:?}");
+    world.sandbox.assert_down();
+    world.restore(&world.mounted, What::Tree);
+    world.settle();
+    for tree in [&world.mounted.tree, &world.peer.tree] {
+        for name in ["pushed", "pulled", "made"] {
+            let found = fs::read_to_string(tree.join(name)).unwrap();
+            assert_eq!(found, "newest\n", "{name} in {}", tree.display());
+        }
+        assert!(!tree.join("same").exists());
+    }
+}
+
 /// An old commit that is checked out is an edit like any other.
 #[test]
 fn a_checkout_of_an_old_commit_is_no_rollback() {

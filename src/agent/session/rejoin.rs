@@ -122,6 +122,7 @@ impl Engine {
     }
 
     fn rejoined(&mut self, at: Option<Agreement>) -> Result<(), Error> {
+        self.observer.index.set_rejoins(self.mount, false)?;
         // The tree has gone through it, so that it may say so at once.
         Marks::write(&self.observer.reserved, [(self.mount, at)])?;
         self.joining = None;

@@ -23,7 +23,7 @@ pub(crate) mod tests;
 use mirrorfs_journal::index::{Durable, IndexError, PeerIndex};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Marks, Reserved, Root, Staging};
+use super::{Error, Latest, Marks, Moment, Reserved, Root, Staging, Time};
 use crate::seeded::{self, Bug};
 use crate::tree::links::Symlinks;
 use crate::tree::{Agreement, RelPath, ReplicaId};
@@ -189,8 +189,16 @@ impl Applier<'_> {
             return Ok(None);
         };
         let (boot, record) = Record::decode(&bytes)?;
+        if !self.is_about_this_tree(&record)? {
+            tracing::warn!(batch = %record.batch, "the interrupted batch is not about this tree");
+            self.index
+                .transaction(Durable::PowerLoss, |index| index.clear_redo())?;
+            self.reserved.remove_file(MARKER)?;
+            return Ok(None);
+        }
         // Names that were moved in this life of the machine are where they were moved.
-        let outcome = if boot.is_some() && boot == record::boot_id() {
+        let here = self.reserved.boot().and_then(record::as_kept);
+        let outcome = if boot.is_some() && boot.as_ref() == here {
             Outcome {
                 batch: record.batch,
                 diverged: Vec::new(),
@@ -212,6 +220,28 @@ impl Applier<'_> {
         })?;
         self.synced()?;
         Ok(Some(outcome))
+    }
+
+    /// Whether the tree is the one that a batch was being applied to, and not one that was
+    /// brought back from a copy. What the batch made an agreement may then be anything.
+    fn is_about_this_tree(&self, record: &Record) -> Result<bool, ApplyError> {
+        let recorded = Moment::decode(self.index.moment()?);
+        let told = Latest::of(self.reserved)?;
+        Ok(
+            match Latest::time(self.reserved, told.as_ref(), recorded.as_ref()) {
+                Time::Same => true,
+                Time::Other => false,
+                // Of a batch from an earlier life of the machine any step may be lost; the
+                // mark is of that batch, or of the one before it.
+                Time::Untold => {
+                    let mark = Marks::of(self.reserved)?.with(record.mount);
+                    let last = self.index.last_agreement(record.mount)?;
+                    mark == Some(record.agreement)
+                        || mark == last.map(|last| last.agreement)
+                        || mark.map(|mark| mark.nonce) == record.agreement.previous
+                }
+            },
+        )
     }
 
     /// To be called once the outcome of the last batch has been synced: the tree is

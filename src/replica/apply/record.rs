@@ -52,11 +52,11 @@ impl Record {
         postcard::to_extend(self, vec![0; BOOT_LEN]).map_err(ApplyError::Record)
     }
 
-    /// The record as it is once all names have been moved.
-    pub(super) fn encode_moved(&self) -> Result<Vec<u8>, ApplyError> {
+    /// The record as it is once all names have been moved, in this life of the machine.
+    pub(super) fn encode_moved(&self, boot: Option<&str>) -> Result<Vec<u8>, ApplyError> {
         let mut bytes = self.encode()?;
-        if let Some(boot) = boot_id() {
-            bytes[..BOOT_LEN].copy_from_slice(&boot);
+        if let Some(boot) = boot.and_then(as_kept) {
+            bytes[..BOOT_LEN].copy_from_slice(boot);
         }
         Ok(bytes)
     }
@@ -70,11 +70,7 @@ impl Record {
     }
 }
 
-/// The kernel's name for this life of the machine.
-pub(super) fn boot_id() -> Option<[u8; BOOT_LEN]> {
-    mirrorfs_journal::boot_id()
-        .ok()?
-        .as_bytes()
-        .first_chunk()
-        .copied()
+/// The kernel's name for a life of the machine, as a record keeps it.
+pub(super) fn as_kept(boot: &str) -> Option<&[u8; BOOT_LEN]> {
+    boot.as_bytes().first_chunk()
 }

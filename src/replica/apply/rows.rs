@@ -7,8 +7,8 @@ use mirrorfs_journal::index::{Durable, Fingerprint, PeerIndex, Row};
 use super::record::{Record, Staged};
 use super::run::{Change, Done};
 use super::{Answer, Applier, ApplyError, Outcome, SYNCED_SINGLY, Unsynced};
-use crate::replica::Root;
 use crate::replica::look::{fingerprint, is_recent};
+use crate::replica::{Latest, Moment, Root};
 use crate::tree::{Content, Entry, RelPath, Timestamp};
 use crate::wire::message::Op;
 
@@ -31,7 +31,10 @@ impl Applier<'_> {
         };
         let bytes = postcard::to_stdvec(&answer).map_err(ApplyError::Record)?;
         let left_out: BTreeSet<u32> = answer.diverged.iter().map(|step| step.op).collect();
-        let moved = record.encode_moved()?;
+        let moved = record.encode_moved(self.reserved.boot())?;
+        let recorded = Moment::decode(self.index.moment()?);
+        let agreed = (record.mount, record.agreement);
+        let moment = Latest::advance(self.reserved, recorded.as_ref(), Some(agreed));
         let root = self.root;
         let unsynced = Unsynced {
             root: root.clone(),
@@ -56,6 +59,9 @@ impl Applier<'_> {
                 index.agree(record.mount, &record.agreement, record.batch, &left_out)?;
                 index.set_applied(&bytes)?;
                 index.set_redo(&moved)?;
+                if let Some(moment) = &moment {
+                    index.set_moment(Some(&moment.encode()))?;
+                }
                 Ok(())
             })?;
         Ok(Outcome {

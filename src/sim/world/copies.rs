@@ -9,7 +9,7 @@ use crate::sim::mounted::copy_state;
 
 /// Whose copy it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Side {
+pub(super) enum Side {
     Mounted,
     Peer(usize),
 }
@@ -23,7 +23,7 @@ pub(super) struct Backup {
 
 /// What of a side is of another time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Part {
+pub(super) enum Part {
     Tree,
     State,
     Both,
@@ -42,20 +42,24 @@ impl World {
         match found {
             Some(at) => {
                 let backup = self.backups.remove(at);
-                self.restore(&backup)
+                let parts = [Part::Tree, Part::State, Part::Both, Part::Lost];
+                let part = *self.random.pick(&parts);
+                self.restore(&backup, part)
             }
             None => {
-                self.back_up(side);
+                let copied = self.back_up(side);
+                self.backups.extend(copied);
                 Ok(())
             }
         }
     }
 
-    fn back_up(&mut self, side: Side) {
+    /// Takes a copy of a side, if there is anything to copy.
+    pub(super) fn back_up(&mut self, side: Side) -> Option<Backup> {
         let (tree, state) = (self.fresh_dir("tree-copy"), self.fresh_dir("state-copy"));
         match side {
             Side::Mounted => {
-                let Some(life) = &self.life else { return };
+                let life = self.life.as_ref()?;
                 // All that was recorded is in the files.
                 drop(life.journal.snapshot());
                 copy_state(
@@ -69,20 +73,18 @@ impl World {
             Side::Peer(peer) => {
                 let there = &self.peers[peer];
                 if !there.root.join(".mirrorfs/identity").exists() {
-                    return;
+                    return None;
                 }
                 copy(&there.root, &tree);
                 copy(&there.state, &state);
             }
         }
         self.note(&format!("{side:?} is copied"));
-        self.backups.push(Backup { side, tree, state });
+        Some(Backup { side, tree, state })
     }
 
     /// Brings a side back, or part of it. What only the tree had is gone with it.
-    fn restore(&mut self, backup: &Backup) -> Result<(), String> {
-        let parts = [Part::Tree, Part::State, Part::Both, Part::Lost];
-        let part = *self.random.pick(&parts);
+    pub(super) fn restore(&mut self, backup: &Backup, part: Part) -> Result<(), String> {
         match backup.side {
             Side::Mounted => self.stop_daemon(),
             Side::Peer(peer) => self.kill_agent(peer),
