@@ -1,6 +1,6 @@
 //! What the replicator writes down, each step one transaction of the journal.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use mirrorfs_journal::{BaseChange, ChainLink, Durability, Journal, Update, last_common};
@@ -523,12 +523,21 @@ pub(super) fn accept(
     let forgets = seeded::has(Bug::ForgetsTheBase);
     let made = made(round, &ops);
     let overtaken: Vec<RelPath> = made.iter().map(|(path, _)| path.clone()).collect();
-    // The peer has its half of these, and this side has not: the base stays, so that what
-    // the step left over there is news like a change of the peer's. As a file's mode and
-    // content may come from different sides, one step can be there without the other.
-    let half_done: BTreeMap<RelPath, Option<Entry>> = made
+    // The peer has its half of these, and this side has not: what the step left over there
+    // is news like a change of the peer's. As a file's mode and content may come from
+    // different sides, one step can be there without the other.
+    let local = |path: &RelPath| {
+        let (sides, _) = round.plan.decisions.get(path)?;
+        sides.local.clone()
+    };
+    let half_done: Vec<HalfDone> = made
         .into_iter()
         .filter(|(path, _)| round.refused.contains(path))
+        .map(|(path, remote)| HalfDone {
+            local: local(&path),
+            path,
+            remote,
+        })
         .collect();
     let released = journal.update(Durability::Normal, move |update| {
         if forgets && let Some(mut proposal) = update.proposal(peer)? {
@@ -536,8 +545,8 @@ pub(super) fn accept(
             update.propose(peer, &proposal)?;
         }
         accept_stored(update, peer, &ops, &overtaken)?;
-        for (path, entry) in &half_done {
-            update.observe(peer, path, entry.as_ref())?;
+        for half_done in &half_done {
+            half_done.store(update, peer)?;
         }
         let released = notes.store(update, peer)?;
         update.set_setting(&kept_key(peer), &kept)?;
@@ -549,6 +558,50 @@ pub(super) fn accept(
         Ok(released)
     })?;
     Ok(released)
+}
+
+/// A path at which the peer has carried out its step and this side has not.
+struct HalfDone {
+    path: RelPath,
+    /// What was here at the cut.
+    local: Option<Entry>,
+    /// What the step left over there.
+    remote: Option<Entry>,
+}
+
+impl HalfDone {
+    /// What the step took from this side both have had in common since, and the base moves
+    /// on by that: if it is changed here again, or changed back, that is the newer change.
+    /// The rest of the base stays, and is still to be brought in.
+    fn store(&self, update: &Update<'_>, peer: PeerId) -> Result<(), mirrorfs_journal::Error> {
+        update.observe(peer, &self.path, self.remote.as_ref())?;
+        let base = update.base_at(peer, &self.path)?;
+        let (Some(base), Some(local), Some(remote)) = (base, &self.local, &self.remote) else {
+            return Ok(());
+        };
+        let mut entry = base.entry.clone();
+        if local.content == remote.content {
+            entry.content.clone_from(&remote.content);
+        }
+        if local.mode == remote.mode {
+            entry.mode = remote.mode;
+        }
+        if local.mtime == remote.mtime {
+            entry.mtime = remote.mtime;
+        }
+        if local.xattrs == remote.xattrs {
+            entry.xattrs.clone_from(&remote.xattrs);
+        }
+        if entry == base.entry {
+            return Ok(());
+        }
+        let put = BaseChange::Put {
+            path: self.path.clone(),
+            node: base.node,
+            entry,
+        };
+        update.advance_base(peer, &[put])
+    }
 }
 
 /// What steps have put, changed or removed. What was seen there while the round was under

@@ -52,8 +52,8 @@ fn now() -> Timestamp {
 /// A file is written over there, and its mode is changed here: each side has something that
 /// the other has not. Before the content is put into place here, the mode is changed back,
 /// so that the content has to wait; but over there the first mode has been set. With that
-/// this side looks as it did before both, and what is over there is not to be forgotten.
-/// (Which of the two modes is left depends on the moment.)
+/// this side looks as it did before both, and what is over there is not to be forgotten; nor
+/// is the second mode, which is the last that anybody has set.
 #[test]
 fn a_mode_that_is_changed_twice_does_not_undo_what_a_peer_wrote() {
     let path = RelPath::new("a").unwrap();
@@ -75,8 +75,11 @@ fn a_mode_that_is_changed_twice_does_not_undo_what_a_peer_wrote() {
             world.settle()?;
             world.sides_agree()?;
             let here = shown::at(&world.mounted.tree.join("a"));
-            let value = here.as_ref().and_then(shown::Shown::value);
-            (value == Some(ContentHash::of(b"written there")))
+            let expected = shown::Shown::File {
+                hash: ContentHash::of(b"written there"),
+                mode: 0o644,
+            };
+            (here == Some(expected))
                 .then_some(())
                 .ok_or_else(|| format!("a is {here:?}"))
         });
