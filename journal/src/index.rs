@@ -21,7 +21,10 @@ use codec::{decode_xattrs, encode_xattrs, kind_number, signed};
 /// to.
 const MIGRATIONS: [&str; 2] = [CREATE, CHAINS];
 /// The schema this program writes.
-const SCHEMA: i64 = MIGRATIONS.len() as i64;
+pub(crate) const SCHEMA: i64 = MIGRATIONS.len() as i64;
+
+/// The file.
+pub(crate) const DATABASE: &str = "index.db";
 
 /// The mounted sides, each with the key of its chain; their bases; and what a batch that
 /// has been offered changes in the base. An agreement from before is forgotten: with whom
@@ -188,7 +191,7 @@ impl PeerIndex {
     /// tree it is about, in any form: an index of another one is emptied and begins a
     /// new epoch.
     pub fn open(dir: &Path, identity: &[u8]) -> Result<Self, IndexError> {
-        let path = dir.join("index.db");
+        let path = dir.join(DATABASE);
         let fail = |source| IndexError::Sqlite {
             path: path.clone(),
             source,

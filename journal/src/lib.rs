@@ -18,6 +18,7 @@ mod coalesce;
 mod codec;
 mod contents;
 mod error;
+mod former;
 pub mod index;
 mod journal;
 mod look;
@@ -35,6 +36,7 @@ pub use chain::{ChainLink, Common, LINKS_MAX, Marked, UNDO_MAX, base_without, la
 pub use change::{Change, Origin};
 pub use contents::{Contents, LARGEST as LARGEST_CONTENT, kept_content};
 pub use error::{Error, Poisoned};
+pub use former::Former;
 pub use journal::{DATABASE, Durability, Journal, JournalStatus};
 pub use look::look;
 pub use model::*;

@@ -75,7 +75,7 @@ impl<'w> Update<'w> {
         Self { view }
     }
 
-    fn execute(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize, Error> {
+    pub(crate) fn execute(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize, Error> {
         Ok(self.view.connection.prepare_cached(sql)?.execute(params)?)
     }
 

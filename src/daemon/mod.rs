@@ -25,6 +25,7 @@ pub mod service;
 pub mod site;
 pub mod state;
 pub mod status;
+mod takeover;
 pub mod trash;
 mod upkeep;
 

@@ -16,7 +16,7 @@ use super::failure::{Failure, OrFail};
 use super::lock::{Attempt, DYING, Lock};
 use super::mounts::Mounts;
 use super::state::{MirrorDir, MirrorIdText, Mode, OnConflict, Record, StateDir};
-use super::{locate, lost, place};
+use super::{locate, lost, place, takeover};
 use crate::door::Door;
 use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport, raise_descriptor_limit};
 use crate::replica::{Identity, Owner, Reserved, Staging};
@@ -145,6 +145,9 @@ impl Site {
         }
         let dir = state.claim(identity.mirror, identity.replica)?;
         let lock = take_lock(&dir, &tree)?;
+        if scratch.is_none() {
+            takeover::finish(&state, &tree, identity.replica)?;
+        }
         let tree_lock = take_tree_lock(&reserved, &tree)?;
         claimed(&dir)?;
         let record = describe(order, &dir, identity, &tree)?;
@@ -163,6 +166,12 @@ impl Site {
         if let Some(reason) = lost::begin_anew(&dir, &journal, &start)? {
             say.announce(Announcement::Warning(reason));
         }
+        let taken_over = takeover::take_over(&state, &journal, identity.replica)?;
+        if taken_over {
+            say.announce(Announcement::Note(format!(
+                "{name} was a peer's directory: it goes on as the mounted side of its mirror"
+            )));
+        }
         raise_descriptor_limit();
         let news = crate::replicator::check_marks(&journal, &reserved)
             .or_fail(|| format!("cannot compare the journal with what is in {name}/.mirrorfs"))?;
@@ -180,6 +189,9 @@ impl Site {
         let recovery = filesystem
             .recover_knowing(&journal, &authors)
             .or_fail(|| format!("cannot scan {name}"))?;
+        if taken_over {
+            takeover::bind(&journal)?;
+        }
         crate::replicator::settle_pulls(&journal, &filesystem, &reserved, start.same_boot)
             .or_fail(broken_off)?;
         if let Some(power_loss) = power_loss {

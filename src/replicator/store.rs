@@ -115,6 +115,15 @@ pub(super) fn rejoin(
             return Err(mirrorfs_journal::Error::other(Error::UnknownPeer));
         };
         let mut ours = update.chain(peer)?;
+        if let Some(replica) = known.replica
+            && ours.is_empty()
+            && update.take_former(peer, replica)?
+        {
+            // The mounted side that this directory was a peer of has come back. Of which time
+            // the tree is now, it says itself.
+            update.take_mark(peer, mark.as_ref())?;
+            ours = update.chain(peer)?;
+        }
         if ours.is_empty() {
             // The journal was lost, and the tree was not.
             ours.extend(mark.map(|agreement| ChainLink {

@@ -46,6 +46,7 @@ mod scale;
 mod settle;
 mod storm;
 mod symlinks;
+mod takeover;
 mod trash;
 mod versions;
 mod watch;
