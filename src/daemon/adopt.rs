@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::failure::{Failure, OrFail};
 use crate::replica::Reserved;
 use crate::transport::{self, ConnectError, ConnectOptions, Link, PeerUrl, Serve};
-use crate::tree::{Id, MirrorId};
+use crate::tree::{Id, MirrorId, ReplicaId};
 use crate::wire::frame;
 use crate::wire::message::{Refusal, ToAgent, ToMount};
 use crate::wire::version::{Introduction, answered};
@@ -22,8 +22,8 @@ const OTHER_VERSION: &str = "check that `mirrorfs agent --stdio DIR` works on th
 /// What a first look at a peer tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Met {
-    /// Its directory belongs to this mirror.
-    Mirror(MirrorId),
+    /// Its directory belongs to this mirror, as this replica if that could be told.
+    Mirror(MirrorId, Option<ReplicaId>),
     /// Its directory belongs to no mirror yet.
     Free,
     /// Its directory belonged to no mirror, and by saying hello has become part of this
@@ -48,7 +48,9 @@ pub(super) fn meet(
         Some(path) => match File::open(path) {
             Ok(root) => Reserved::open(root.as_fd())
                 .or_fail(|| format!("cannot read the identity of the peer {peer}"))?
-                .map_or(Met::Free, |(_, identity)| Met::Mirror(identity.mirror)),
+                .map_or(Met::Free, |(_, identity)| {
+                    Met::Mirror(identity.mirror, Some(identity.replica))
+                }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Met::Free,
             Err(error) => {
                 return Err(Failure::new(format!("cannot open the peer {peer}")).because(&error));
@@ -57,11 +59,11 @@ pub(super) fn meet(
         None => remote(peer, own, serve)?,
     };
     match (&met, own) {
-        (Met::Mirror(found), Some(own)) if *found != own => Err(Failure::new(format!(
+        (Met::Mirror(found, _), Some(own)) if *found != own => Err(Failure::new(format!(
             "the peer {peer} belongs to another mirror, {found}"
         ))
         .hint("choose another directory, or remove its .mirrorfs if that mirror is gone")),
-        (Met::Mirror(found), None) if !empty => Err(Failure::new(format!(
+        (Met::Mirror(found, _), None) if !empty => Err(Failure::new(format!(
             "the peer {peer} belongs to a mirror already, {found}, and the tree has files of its own"
         ))
         .hint("to work on that mirror, mount an empty directory, which is filled from the peer; to merge the two, remove the peer's .mirrorfs first")),
@@ -92,10 +94,10 @@ fn remote(peer: &PeerUrl, own: Option<MirrorId>, serve: Serve) -> Result<Met, Fa
     };
     match greet(&link, mirror) {
         Ok(ToMount::Hello(_)) if own.is_none() => Ok(Met::Claimed(mirror)),
-        Ok(ToMount::Hello(_)) => Ok(Met::Mirror(mirror)),
+        Ok(ToMount::Hello(hello)) => Ok(Met::Mirror(mirror, Some(hello.replica))),
         Ok(ToMount::Refused {
             refusal: Refusal::OtherMirror { found },
-        }) => Ok(Met::Mirror(found)),
+        }) => Ok(Met::Mirror(found, None)),
         Ok(ToMount::Refused { refusal }) => Err(Failure::new(message()).because(&refusal)),
         Ok(ToMount::Closing { reason }) => {
             let mut failure = Failure::new(message());
@@ -142,15 +144,10 @@ mod tests {
         assert_eq!(meet(&url, None, false, Serve::Agent).unwrap(), Met::Free);
         let root = File::open(&peer).unwrap();
         let mirror = Id([9; 16]);
-        Reserved::create(root.as_fd(), mirror).unwrap();
-        assert_eq!(
-            meet(&url, None, true, Serve::Agent).unwrap(),
-            Met::Mirror(mirror)
-        );
-        assert_eq!(
-            meet(&url, Some(mirror), false, Serve::Agent).unwrap(),
-            Met::Mirror(mirror)
-        );
+        let (_, identity) = Reserved::create(root.as_fd(), mirror).unwrap();
+        let met = Met::Mirror(mirror, Some(identity.replica));
+        assert_eq!(meet(&url, None, true, Serve::Agent).unwrap(), met);
+        assert_eq!(meet(&url, Some(mirror), false, Serve::Agent).unwrap(), met);
         let failure = meet(&url, Some(Id([8; 16])), true, Serve::Agent).unwrap_err();
         assert!(failure.message.contains("another mirror"), "{failure}");
         let failure = meet(&url, None, false, Serve::Agent).unwrap_err();

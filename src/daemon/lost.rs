@@ -63,7 +63,7 @@ pub(super) fn begin_anew(
     };
     for peer in &known {
         match PeerUrl::parse(&peer.url) {
-            Ok(url) => drop(add_peer(journal, &url, Some(&peer.name))?),
+            Ok(url) => drop(add_peer(journal, &url, Some(&peer.name), None)?),
             Err(error) => tracing::warn!(%error, name = peer.name, "a peer is not taken over"),
         }
     }

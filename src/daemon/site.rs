@@ -24,7 +24,7 @@ use crate::replicator::{LocalTree, Secured};
 use crate::scratch::Scratch;
 use crate::transport::{PeerUrl, Serve};
 use crate::tree::links::Symlinks;
-use crate::tree::{Id, MirrorId, PeerId, RESERVED};
+use crate::tree::{Id, MirrorId, PeerId, RESERVED, ReplicaId};
 use parking_lot::Mutex;
 
 /// What a user asks for.
@@ -128,7 +128,7 @@ impl Site {
             .then(Scratch::new)
             .transpose()
             .or_fail(|| "cannot make a directory for temporary files".into())?;
-        let (reserved, identity) = {
+        let (reserved, identity, met) = {
             let _one_at_a_time = lock_root(&lower)?;
             identify(&lower, &state, peer.as_ref(), scratch.as_ref(), say)?
         };
@@ -214,7 +214,7 @@ impl Site {
             )));
         }
         let ordered = peer
-            .map(|peer| add_peer(&journal, &peer, order.peer_name.as_deref()))
+            .map(|peer| add_peer(&journal, &peer, order.peer_name.as_deref(), met))
             .transpose()?;
         lost::remember_peers(&dir, &journal)?;
         Ok(Self {
@@ -408,14 +408,14 @@ pub fn peer_at(text: &str, tree: &Path) -> Result<PeerUrl, Failure> {
 }
 
 /// The tree's identity: its own, else one in the mirror that the peer belongs to, else
-/// one in a mirror of its own.
+/// one in a mirror of its own. With the replica that was met at a peer that is new.
 fn identify(
     lower: &Lower,
     state: &StateDir,
     peer: Option<&PeerUrl>,
     scratch: Option<&Scratch>,
     say: &mut dyn Announce,
-) -> Result<(Reserved, Identity), Failure> {
+) -> Result<(Reserved, Identity, Option<ReplicaId>), Failure> {
     let reserved = lower.dir().join(".mirrorfs");
     let message = || format!("cannot prepare {}", reserved.display());
     let root = lower.root().as_fd();
@@ -440,24 +440,31 @@ fn identify(
             )));
         }
     }
-    if let Some(own) = own {
-        return Ok(own);
+    let replica = match &met {
+        Some(Met::Mirror(_, replica)) => *replica,
+        _ => None,
+    };
+    if let Some((reserved, identity)) = own {
+        return Ok((reserved, identity, replica));
     }
     let mirror = match met {
-        Some(Met::Mirror(mirror) | Met::Claimed(mirror)) => mirror,
+        Some(Met::Mirror(mirror, _) | Met::Claimed(mirror)) => mirror,
         _ => Id::random().or_fail(|| "there are no random numbers".into())?,
     };
     if let Some(scratch) = scratch {
         let home = scratch.dir("reserved").or_fail(message)?;
-        return Reserved::create(home.as_fd(), mirror).or_fail(message);
+        let (reserved, identity) = Reserved::create(home.as_fd(), mirror).or_fail(message)?;
+        return Ok((reserved, identity, replica));
     }
-    Reserved::create(root, mirror)
-        .or_fail(message)
-        .map_err(|failure| {
-            failure.hint(
-                "this user must be able to write to the directory, and the disk must have room",
-            )
-        })
+    let (reserved, identity) =
+        Reserved::create(root, mirror)
+            .or_fail(message)
+            .map_err(|failure| {
+                failure.hint(
+                    "this user must be able to write to the directory, and the disk must have room",
+                )
+            })?;
+    Ok((reserved, identity, replica))
 }
 
 /// Whether a tree holds nothing but, perhaps, a `.mirrorfs`.
@@ -573,11 +580,16 @@ fn recovered(start: &Start, report: &RecoveryReport, cleared: bool) -> Option<St
 }
 
 /// Looks at a peer that is to be added to a mirror: an error if only a person can put
-/// right what is wrong with it. Returns what that person should know.
-pub(super) fn look_at_new(url: &PeerUrl, mirror: MirrorId) -> Result<Vec<String>, Failure> {
+/// right what is wrong with it. Returns what that person should know, and which replica was
+/// met.
+pub(super) fn look_at_new(
+    url: &PeerUrl,
+    mirror: MirrorId,
+) -> Result<(Vec<String>, Option<ReplicaId>), Failure> {
     match adopt::meet(url, Some(mirror), false, Serve::Agent)? {
-        Met::Away(why) => Ok(vec![away(url, &why)]),
-        Met::Mirror(_) | Met::Free | Met::Claimed(_) => Ok(Vec::new()),
+        Met::Away(why) => Ok((vec![away(url, &why)], None)),
+        Met::Mirror(_, replica) => Ok((Vec::new(), replica)),
+        Met::Free | Met::Claimed(_) => Ok((Vec::new(), None)),
     }
 }
 
@@ -673,19 +685,28 @@ pub(super) fn attached(
             }
             id
         }
-        None => add_peer(&site.journal, url, name)?,
+        None => add_peer(&site.journal, url, name, replica)?,
     };
     let found = site.peers()?.into_iter().find(|peer| peer.id == id);
     found.ok_or_else(|| Failure::new("the peer was removed meanwhile"))
 }
 
-/// Configures a peer unless it is configured already.
+/// Configures a peer unless it is configured already. A peer is known by the `replica` that
+/// is there, if that could be told: at another place it is the same, and under its name
+/// there is no other.
 pub(super) fn add_peer(
     journal: &Journal,
     url: &PeerUrl,
     name: Option<&str>,
+    replica: Option<ReplicaId>,
 ) -> Result<PeerId, Failure> {
+    let peers = journal.snapshot().and_then(|snapshot| snapshot.peers());
+    let peers = peers.or_fail(|| "cannot read the peers from the journal".into())?;
     let text = url.to_string();
+    let same = replica
+        .map(|replica| recognised(&peers, url, &text, name, replica))
+        .transpose()?
+        .flatten();
     let wanted = name.map(str::to_owned);
     let fallback = peer_name(url);
     journal
@@ -697,6 +718,10 @@ pub(super) fn add_peer(
                 // The same peer at another place: its directory moved, or its address.
                 update.set_peer_url(peer.id, &text)?;
                 return Ok(peer.id);
+            }
+            if let Some(peer) = same {
+                update.set_peer_url(peer, &text)?;
+                return Ok(peer);
             }
             if let Some(peer) = peers.iter().find(|peer| peer.url == text) {
                 return Ok(peer.id);
@@ -711,6 +736,74 @@ pub(super) fn add_peer(
             update.add_peer(&name, &text)
         })
         .or_fail(|| format!("cannot add the peer {url}"))
+}
+
+/// Which of the peers the directory at `url` is, whose identity is known; none if it is new.
+/// An error where it is not what it is called, or not where that peer still is.
+fn recognised(
+    peers: &[Peer],
+    url: &PeerUrl,
+    text: &str,
+    name: Option<&str>,
+    replica: ReplicaId,
+) -> Result<Option<PeerId>, Failure> {
+    let same = peers.iter().find(|peer| peer.replica == Some(replica));
+    let meant = peers.iter().find(|peer| match name {
+        Some(name) => peer.name == name,
+        None => peer.url == text,
+    });
+    match (same, meant) {
+        (Some(same), Some(meant)) if same.id != meant.id => Err(Failure::new(format!(
+            "the directory at {url} is that of the peer {}, and not of {}",
+            same.name, meant.name
+        ))
+        .hint(format!(
+            "remove {} first if it is gone: mirrorfs peer remove DIR {}",
+            meant.name, meant.name
+        ))),
+        (Some(same), None) if name.is_some() => {
+            Err(Failure::new(format!("{url} is the peer {} already", same.name)).hint(format!(
+                "without a name, or with --name {}, it is taken for that peer at another place",
+                same.name
+            )))
+        }
+        (Some(same), _) => {
+            if let Some(original) = copied_from(same, url, replica) {
+                return Err(Failure::new(format!(
+                    "{url} is a copy of the peer {} at {}: both carry the same identity",
+                    same.name,
+                    original.display()
+                ))
+                .hint("to make the copy a peer of its own, remove its .mirrorfs; to have it in place of the original, move that away, or remove the .mirrorfs there"));
+            }
+            Ok(Some(same.id))
+        }
+        (None, Some(meant)) if meant.replica.is_some() => Err(Failure::new(format!(
+            "{url} is another directory than the peer {}",
+            meant.name
+        ))
+        .hint(format!(
+            "give it another name and place, or remove that peer first: mirrorfs peer remove DIR {}",
+            meant.name
+        ))),
+        _ => Ok(None),
+    }
+}
+
+/// Where a peer is still that has another place on this machine than `url`. A directory that
+/// is reached by two ways is no copy.
+fn copied_from(known: &Peer, url: &PeerUrl, replica: ReplicaId) -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let known = PeerUrl::parse(&known.url).ok()?;
+    let (original, copy) = (known.local_path()?, url.local_path()?);
+    let (root, found) = (
+        std::fs::File::open(original).ok()?,
+        std::fs::metadata(copy).ok()?,
+    );
+    let there = Reserved::identity_of(root.as_fd()).ok()??;
+    let here = root.metadata().ok()?;
+    (there.replica == replica && (here.dev(), here.ino()) != (found.dev(), found.ino()))
+        .then(|| original.to_path_buf())
 }
 
 /// What to call a peer that nobody named: its host, or the last part of its path.
@@ -751,7 +844,7 @@ mod tests {
     fn a_peer_is_added_once_and_gets_a_name_of_its_own() {
         let (_dir, journal) = journal();
         let add = |url: &str, name: Option<&str>| {
-            add_peer(&journal, &PeerUrl::parse(url).unwrap(), name).unwrap();
+            add_peer(&journal, &PeerUrl::parse(url).unwrap(), name, None).unwrap();
         };
         add("/mnt/backup", None);
         add("/mnt/backup", None);

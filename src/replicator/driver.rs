@@ -515,13 +515,19 @@ impl Driver {
         let (journal, peer) = (self.context.journal.clone(), self.context.peer);
         let expected = {
             let journal = journal.clone();
-            blocking(move || {
-                Ok(journal
-                    .snapshot()?
-                    .peer(peer)?
-                    .and_then(|peer| peer.replica))
-            })
-            .await
+            blocking(move || store::expected(&journal, peer, hello.replica)).await
+        };
+        let expected = match expected {
+            Ok((expected, None)) => Ok(expected),
+            Ok((_, Some(other))) => {
+                let reason = format!(
+                    "the directory at the peer's place is that of the peer {other} already: \
+                     remove one of the two with mirrorfs peer remove"
+                );
+                lock(&self.status).halt_reason = Some(reason.clone());
+                return Some(Event::Halted(reason));
+            }
+            Err(error) => Err(error),
         };
         match expected {
             Ok(Some(expected)) if expected != hello.replica && self.resume.is_none() => {

@@ -8,7 +8,7 @@ use mirrorfs_journal::{BaseChange, ChainLink, Durability, Journal, Update, last_
 use crate::reconcile::{Decision, Held, Policy};
 use crate::replica::{Marks, Reserved};
 use crate::seeded::{self, Bug};
-use crate::tree::{Agreement, Content, ContentHash, Entry, Ino, PeerId, RelPath};
+use crate::tree::{Agreement, Content, ContentHash, Entry, Ino, PeerId, RelPath, ReplicaId};
 use crate::wire::message::{
     AgentHello, BaseFrom, Divergence, MountHello, Observation, Op, PIECE, Revision, ToAgent,
     row_weight,
@@ -41,6 +41,23 @@ pub(super) fn hello(
         peer: peer.replica,
         ..hello
     })
+}
+
+/// Which replica a peer is known to be, and which other peer `found` is known to be.
+pub(super) fn expected(
+    journal: &Journal,
+    peer: PeerId,
+    found: ReplicaId,
+) -> Result<(Option<ReplicaId>, Option<String>), Error> {
+    let peers = journal.snapshot()?.peers()?;
+    let known = peers.iter().find(|known| known.id == peer);
+    let other = peers
+        .iter()
+        .find(|other| other.id != peer && other.replica == Some(found));
+    Ok((
+        known.and_then(|known| known.replica),
+        other.map(|other| other.name.clone()),
+    ))
 }
 
 /// Where both sides stand once they have met.

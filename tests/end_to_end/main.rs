@@ -25,6 +25,7 @@ mod first_contact;
 mod flags;
 mod flush;
 mod harness;
+mod identity;
 mod link;
 mod live;
 mod log;

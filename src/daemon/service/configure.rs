@@ -19,11 +19,9 @@ impl Service {
         let (peer, warnings) = blocking(move || {
             let url = PeerUrl::parse(&url)
                 .map_err(|error| Failure::new("cannot use the peer").because(&error))?;
-            let warnings = site::look_at_new(&url, site.identity.mirror)?;
-            Ok((
-                site::add_peer(&site.journal, &url, name.as_deref())?,
-                warnings,
-            ))
+            let (warnings, replica) = site::look_at_new(&url, site.identity.mirror)?;
+            let peer = site::add_peer(&site.journal, &url, name.as_deref(), replica)?;
+            Ok((peer, warnings))
         })
         .await?;
         let named = self
