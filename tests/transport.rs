@@ -334,6 +334,29 @@ fn an_account_without_a_shell_is_explained() {
     }
 }
 
+/// An sshd that is about to stop, or has too many connections, says so and hangs up, or
+/// hangs up at once.
+#[test]
+fn somebody_hanging_up_before_ssh_has_begun() {
+    let server = Sshd::start();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut says = ["", "Exceeded MaxStartups\r\n"].into_iter().cycle();
+        while let (Ok((mut client, _)), Some(words)) = (listener.accept(), says.next()) {
+            client.write_all(words.as_bytes()).ok();
+        }
+    });
+    let url = PeerUrl::parse(&format!("ssh://127.0.0.1:{port}/peer")).unwrap();
+    for choice in TRANSPORTS {
+        for _ in 0..2 {
+            let error = connect(&url, &options(&server, choice)).unwrap_err();
+            assert!(matches!(error, ConnectError::HungUp { .. }), "{error}");
+            assert!(error.is_away() && error.to_string().contains(&port.to_string()));
+        }
+    }
+}
+
 #[test]
 fn nobody_listening_and_nobody_answering() {
     let server = Sshd::start();
@@ -346,16 +369,19 @@ fn nobody_listening_and_nobody_answering() {
         let at = |port| PeerUrl::parse(&format!("ssh://127.0.0.1:{port}/peer")).unwrap();
         let error = connect(&at(closed_port), &options).unwrap_err();
         assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
+        assert!(error.is_away());
         assert!(error.to_string().contains(&closed_port.to_string()));
         options.timeout = Duration::from_secs(1);
         let start = Instant::now();
         let error = connect(&at(silent.local_addr().unwrap().port()), &options).unwrap_err();
         assert!(matches!(error, ConnectError::Timeout { .. }), "{error}");
+        assert!(error.is_away());
         assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
         let name = PeerUrl::parse("no-such-host.invalid:/peer").unwrap();
         options.timeout = Duration::from_secs(30);
         let error = connect(&name, &options).unwrap_err();
         assert!(matches!(error, ConnectError::UnknownHost { .. }), "{error}");
+        assert!(error.is_away());
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::failure::{Failure, OrFail};
 use crate::replica::Reserved;
-use crate::transport::{self, ConnectError, ConnectOptions, Link, PeerUrl, Serve};
+use crate::transport::{self, ConnectOptions, Link, PeerUrl, Serve};
 use crate::tree::{Id, MirrorId, ReplicaId};
 use crate::wire::frame;
 use crate::wire::message::{Refusal, ToAgent, ToMount};
@@ -80,12 +80,7 @@ fn remote(peer: &PeerUrl, own: Option<MirrorId>, serve: Serve) -> Result<Met, Fa
     };
     let link = match transport::connect(peer, &options) {
         Ok(link) => link,
-        Err(
-            error @ (ConnectError::UnknownHost { .. }
-            | ConnectError::Refused { .. }
-            | ConnectError::Unreachable { .. }
-            | ConnectError::Timeout { .. }),
-        ) => return Ok(Met::Away(error.to_string())),
+        Err(error) if error.is_away() => return Ok(Met::Away(error.to_string())),
         Err(error) => return Err(Failure::new(message()).because(&error)),
     };
     let mirror = match own {

@@ -16,7 +16,7 @@ use super::site;
 use super::state::StateDir;
 use super::status::{self, PeerState};
 use crate::fuse;
-use crate::transport::{self, ConnectError, ConnectOptions, PeerUrl};
+use crate::transport::{self, ConnectOptions, PeerUrl};
 
 /// With less room than this the state directory is worth a word, in bytes.
 const LITTLE_ROOM: u64 = 1 << 30;
@@ -383,13 +383,7 @@ fn reached(about: &str, url: &PeerUrl) -> Check {
                 link.transport, link.reason
             ),
         ),
-        Err(
-            error @ (ConnectError::UnknownHost { .. }
-            | ConnectError::Refused { .. }
-            | ConnectError::Unreachable { .. }
-            | ConnectError::Timeout { .. }
-            | ConnectError::NotAttached { .. }),
-        ) => Check {
+        Err(error) if error.is_away() => Check {
             exit: Exit::Unreachable,
             ..Check::bad(about, format!("{url}: {error}"))
         },

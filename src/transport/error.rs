@@ -61,6 +61,18 @@ pub enum ConnectError {
         /// How long was waited.
         waited: Duration,
     },
+    /// Somebody listens there and hangs up before SSH has begun.
+    #[error(
+        "{host} port {port} hangs up before SSH has begun ({detail}): sshd may be starting or stopping there, or have all the connections it takes; if it stays like that, check that it is sshd that listens on this port"
+    )]
+    HungUp {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What was seen of it.
+        detail: String,
+    },
     /// Nobody has ever said that this host key is the right one.
     #[error(
         "the host key of {host} port {port} is not known: {key}. If that is what `ssh-keygen -lf` prints for the key on the machine itself, accept it with `{command}` and try again"
@@ -201,6 +213,21 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether the peer is away, as a machine is that is off, starting, or in another
+    /// network: nothing is known to be wrong with how it is reached. A name that cannot be
+    /// resolved is one of these, for that is how a machine without a network sees all others.
+    pub fn is_away(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownHost { .. }
+                | Self::Refused { .. }
+                | Self::Unreachable { .. }
+                | Self::Timeout { .. }
+                | Self::HungUp { .. }
+                | Self::NotAttached { .. }
+        )
+    }
+
     /// Whether trying again can only help after somebody has done something about it.
     pub fn needs_user(&self) -> bool {
         !matches!(
@@ -209,6 +236,7 @@ impl ConnectError {
                 | Self::Refused { .. }
                 | Self::Unreachable { .. }
                 | Self::Timeout { .. }
+                | Self::HungUp { .. }
                 | Self::Ssh { .. }
                 | Self::Startup { .. }
                 | Self::NotAttached { .. }

@@ -257,6 +257,10 @@ impl Failed<'_> {
                 waited: deadline.allowed,
             };
         }
+        // What ssh says until both have told which version they speak.
+        if let Some(detail) = last("kex_exchange_identification: ") {
+            return ConnectError::HungUp { host, port, detail };
+        }
         if let Some(detail) = last("No route to host").or_else(|| last("Network is unreachable")) {
             return ConnectError::Unreachable { host, port, detail };
         }

@@ -20,6 +20,8 @@ use super::{Refusal, Shared, ciphers};
 
 /// libssh2's error codes that are told apart, from libssh2.h.
 const KEX_FAILURE: i32 = -5;
+/// The socket failed, or was closed at the other end.
+const SOCKET: [i32; 3] = [-7, -13, -43];
 const KEY_EXCHANGE_FAILURE: i32 = -8;
 const TIMEOUT: i32 = -9;
 const METHOD_NOT_SUPPORTED: i32 = -33;
@@ -68,9 +70,7 @@ impl Login {
         }
         session.set_tcp_stream(tcp.try_clone()?);
         self.limit(&session);
-        session
-            .handshake()
-            .map_err(|error| self.failed(&error, "negotiating"))?;
+        session.handshake().map_err(|error| self.shaken(&error))?;
         self.check_host_key(&session, &known)?;
         self.authenticate(&session)?;
         self.limit(&session);
@@ -375,8 +375,8 @@ impl Login {
 
     /// Notes a key that was not taken; gives up if it was not about the key.
     fn note(&self, error: &ssh2::Error, name: String, tried: &mut Tried) -> Result<(), Refusal> {
-        // -7, -13, -43: the socket failed. -9: time is up.
-        if matches!(error.code(), ErrorCode::Session(-7 | -9 | -13 | -43)) {
+        if matches!(error.code(), ErrorCode::Session(code) if code == TIMEOUT || SOCKET.contains(&code))
+        {
             if tried.names.is_empty() {
                 return Err(self.failed(error, "authenticating"));
             }
@@ -412,6 +412,21 @@ impl Login {
             host: self.target.host.clone(),
             port: self.target.port,
             detail,
+        }
+    }
+
+    /// Why the connection did not come to be one by SSH.
+    fn shaken(&self, error: &ssh2::Error) -> Refusal {
+        match error.code() {
+            ErrorCode::Session(code) if SOCKET.contains(&code) && !self.deadline.passed() => {
+                ConnectError::HungUp {
+                    host: self.target.host.clone(),
+                    port: self.target.port,
+                    detail: error.message().to_owned(),
+                }
+                .into()
+            }
+            _ => self.failed(error, "negotiating"),
         }
     }
 
