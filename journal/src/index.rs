@@ -7,6 +7,7 @@
 
 mod chains;
 mod codec;
+mod lives;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
 use crate::model::{Content, ContentHash, Entry, Epoch, RelPath, ReplicaId, Timestamp, Xattrs};
+pub use lives::is_copied;
+
 use codec::{decode_xattrs, encode_xattrs, kind_number, signed};
 
 /// Statements that bring an index from schema `position` to the next. Only ever appended

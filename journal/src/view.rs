@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::change::{Effect, effect};
 use crate::codec;
-use crate::{Attr, ContentHash, Error, Ino, NodeId, RelPath, Timestamp, Xattrs};
+use crate::{Attr, ContentHash, Epoch, Error, Ino, NodeId, RelPath, Timestamp, Xattrs};
 
 /// A directory deeper than this is taken for a loop in a damaged record: Linux
 /// itself cannot name it in one path.
@@ -120,6 +120,15 @@ impl View {
     /// The last change it shows.
     pub fn n(&self) -> u64 {
         self.n
+    }
+
+    /// The life that goes on: each start of the journal begins one with an epoch of its own.
+    pub fn life(&self) -> Result<Epoch, Error> {
+        let epoch: i64 = self
+            .connection
+            .prepare_cached("SELECT epoch FROM life ORDER BY id DESC LIMIT 1")?
+            .query_row([], |row| row.get(0))?;
+        Ok(Epoch(epoch.cast_unsigned()))
     }
 
     /// Whether every record since the start fitted the tree that is recorded. Where one did

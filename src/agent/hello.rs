@@ -5,12 +5,12 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use mirrorfs_journal::index::{Durable, PeerIndex};
+use mirrorfs_journal::index::{Durable, PeerIndex, is_copied};
 use mirrorfs_journal::{ChainLink, Marked};
 
 use super::lock::Lock;
 use super::root::Served;
-use super::{Error, applier, open_index, renew};
+use super::{Error, applier, index_dir, open_index, renew};
 use crate::replica::apply::Answer;
 use crate::replica::{Latest, Marks, Moment, Reserved, Staging, Time};
 use crate::scratch::Scratch;
@@ -92,6 +92,17 @@ pub(super) fn gone(root: &Path, what: &str) -> String {
     )
 }
 
+/// Two trees take turns as one replica.
+fn copied(root: &Path, replica: ReplicaId) -> Error {
+    let reason = format!(
+        "two trees with the same identity (replica {replica}) have {} as their peer, so one of \
+         them is a copy: remove .mirrorfs from the one that is to be a mirror of its own, and \
+         mount the other one again",
+        root.display()
+    );
+    Error::Refused(Refusal::Root { reason })
+}
+
 type Parts = (AgentHello, Served, Reserved, Staging, PeerIndex, Lock);
 
 fn open(
@@ -126,11 +137,18 @@ fn open(
         Some((home, state)) => (home.as_fd(), *state),
         None => (served.root.fd(), state),
     };
-    let (reserved, _) = Reserved::create(home, hello.mirror)?;
+    let (reserved, own) = Reserved::create(home, hello.mirror)?;
+    // Before whoever is being served is told to give way.
+    if is_copied(&index_dir(state, own.replica), hello.replica, hello.life()) {
+        return Err(copied(root, hello.replica));
+    }
     let lock = Lock::take(&reserved)?;
     // Once more under the lock: two first sessions may have made an identity each.
     let (reserved, identity) = Reserved::create(home, hello.mirror)?;
     let mut index = open_index(&served, state, identity.replica)?;
+    if !index.begin_life(hello.replica, hello.life())? {
+        return Err(copied(root, hello.replica));
+    }
     let staging = Staging::new(&reserved)?;
     if let Some(outcome) = applier(&served, &reserved, &staging, &mut index).recover()? {
         tracing::info!(batch = %outcome.batch, "completed an interrupted batch");

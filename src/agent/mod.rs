@@ -155,9 +155,14 @@ pub fn recover(root: &Path, state: &Path) -> Result<bool, Error> {
     Ok(outcome.is_some())
 }
 
+/// Where what is remembered of a replica lies.
+fn index_dir(state: &Path, replica: ReplicaId) -> PathBuf {
+    state.join("agents").join(replica.to_string())
+}
+
 fn open_index(served: &root::Served, state: &Path, replica: ReplicaId) -> Result<PeerIndex, Error> {
     use std::os::unix::fs::DirBuilderExt;
-    let dir = state.join("agents").join(replica.to_string());
+    let dir = index_dir(state, replica);
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

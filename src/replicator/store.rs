@@ -34,13 +34,15 @@ pub(super) fn hello(
     // A tree that is ahead of its base has to be talked about first.
     let based = !snapshot.lacks_base(peer.id)?;
     let proposed = peer.proposed.map(|proposal| proposal.agreement);
-    Ok(MountHello {
+    let mut hello = MountHello {
         agreement: peer.agreement.filter(|_| based),
         proposed: proposed.filter(|_| based),
         seen: peer.seen.map(|(epoch, rev)| Revision { epoch, rev }),
         peer: peer.replica,
         ..hello
-    })
+    };
+    hello.set_life(snapshot.life()?);
+    Ok(hello)
 }
 
 /// Which replica a peer is known to be, and which other peer `found` is known to be.

@@ -45,7 +45,8 @@ pub struct MountHello {
     pub mirror: MirrorId,
     /// The replica that speaks.
     pub replica: ReplicaId,
-    /// Random per connection attempt: a newer session fences an older one.
+    /// A newer session fences an older one. The first half is the [life](Self::life) of the
+    /// mounted side's journal, the second random for each connection.
     pub session: Id,
     /// The last agreement the mounted side has committed with this peer.
     pub agreement: Option<Agreement>,
@@ -56,6 +57,21 @@ pub struct MountHello {
     pub seen: Option<Revision>,
     /// What the peer's directory is expected to be, or none on first contact.
     pub peer: Option<ReplicaId>,
+}
+
+impl MountHello {
+    /// Which life of the mounted side's journal speaks. (A program that is too old to say so
+    /// seems to begin one with each connection.)
+    pub fn life(&self) -> Epoch {
+        let half = self.session.0.first_chunk();
+        Epoch(half.map_or(0, |half| u64::from_le_bytes(*half)))
+    }
+
+    /// Says which life of the mounted side's journal speaks.
+    pub fn set_life(&mut self, life: Epoch) {
+        let life = life.0.to_le_bytes();
+        self.session.0[..life.len()].copy_from_slice(&life);
+    }
 }
 
 /// What the agent answers.

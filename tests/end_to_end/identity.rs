@@ -1,10 +1,12 @@
-//! "Identity: the same peer under a new name, another peer under the same name are
-//! recognised."
+//! "Identity: the same peer under a new name, another peer under the same name,
+//! a copied tree with its `.mirrorfs` (two mirrors with one id) are recognised."
 
 use std::ffi::OsStr;
 use std::fs;
+use std::time::Duration;
 
-use crate::support::{Outcome, PROMPT, Sandbox, Server, assert_same, wait_until};
+use crate::support::program::run;
+use crate::support::{Outcome, PROMPT, Sandbox, Server, assert_same, eventually, wait_until};
 
 fn mirrored() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -126,4 +128,62 @@ fn one_directory_is_not_two_peers() {
         "more\n"
     );
     assert_same(&sandbox.tree(), &sandbox.peer());
+}
+
+/// "A copied tree with its `.mirrorfs` (two mirrors with one id)": both cannot be told from
+/// one that was brought back, until they take turns. One is halted then and the other goes
+/// on, and what either has edited is on the peer or where it was.
+#[test]
+fn a_copy_beside_the_original_is_recognised() {
+    let mut sandbox = Sandbox::new();
+    let server = Server::start(&mut sandbox);
+    sandbox.sh(&sandbox.tree(), "echo one >one");
+    sandbox.mount_with(server.url(&sandbox.peer()));
+    sandbox.flush();
+    sandbox.umount();
+    let root = sandbox.root().to_owned();
+    sandbox.sh(
+        &root,
+        "cp -a tree twin; cp -a state twin-state
+         sed -i 's:/tree\":/twin\":' twin-state/mirrors/*/mirror.json",
+    );
+    let at_twin = |arguments: &[&str]| {
+        let mut command = sandbox.command(sandbox.program());
+        command.env("MIRRORFS_STATE", root.join("twin-state"));
+        run(command.args(arguments), Duration::from_secs(120))
+    };
+    sandbox.mount_with(server.url(&sandbox.peer()));
+    sandbox.flush();
+    at_twin(&["mount", "twin"]).ok();
+    sandbox.sh(&sandbox.tree(), "echo original >original");
+    sandbox.sh(&root.join("twin"), "echo copy >copy");
+    let words = "so one of them is a copy";
+    let halted = eventually("one of the two is halted", PROMPT, || {
+        let original = sandbox.status_json().stdout;
+        let twin = at_twin(&["status", "twin", "--json"]).stdout;
+        match (original.contains(words), twin.contains(words)) {
+            (true, false) => Ok("tree"),
+            (false, true) => Ok("twin"),
+            _ => Err(format!("{original}\n{twin}")),
+        }
+    });
+    // The way out, for the one that is not to go on.
+    let tree = sandbox.tree();
+    if halted == "tree" {
+        sandbox.try_flush().expect_code(6);
+        at_twin(&["sync", "twin", "--flush"]).ok();
+        sandbox.try_umount();
+        assert_same(&root.join("twin"), &sandbox.peer());
+        assert_eq!(
+            fs::read_to_string(tree.join("original")).unwrap(),
+            "original\n"
+        );
+    } else {
+        at_twin(&["sync", "twin", "--flush"]).expect_code(6);
+        sandbox.flush();
+        assert_same(&tree, &sandbox.peer());
+    }
+    at_twin(&["umount", "twin"]);
+    let copy = fs::read_to_string(root.join("twin/copy")).unwrap();
+    assert_eq!(copy, "copy\n");
 }

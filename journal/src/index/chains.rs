@@ -210,7 +210,7 @@ impl PeerIndex {
             .map_err(|error| self.chain_failed(error))
     }
 
-    fn chain_failed(&self, source: Error) -> IndexError {
+    pub(super) fn chain_failed(&self, source: Error) -> IndexError {
         IndexError::Chain {
             path: self.path.clone(),
             source,
