@@ -313,6 +313,18 @@ impl<'c> Chain<'c> {
         Ok(())
     }
 
+    /// What the base has at a path.
+    pub(crate) fn at(&self, path: &RelPath) -> Result<Option<Entry>, Error> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT entry FROM base WHERE peer = ?1 AND path = ?2")?;
+        let mut rows = statement.query((self.key, path.as_bytes()))?;
+        match rows.next()? {
+            None => Ok(None),
+            Some(row) => codec::decode_option("an entry", row.get_ref(0)?),
+        }
+    }
+
     /// Up to `limit` rows of the base whose paths come after `after`.
     pub(crate) fn page(
         &self,

@@ -34,6 +34,7 @@ use crate::background;
 use crate::replica::Staging;
 use crate::replica::look::Look;
 use crate::replica::trash::Trash;
+use crate::replica::trash::bounds::{self, Bounds};
 use crate::tree::{Agreement, RelPath, ReplicaId, Timestamp};
 use crate::wire::flow::Flow;
 use crate::wire::frame::{FrameError, read_message, write_message};
@@ -51,8 +52,6 @@ const SCAN_SHARE: u32 = 10;
 /// After how many revisions deletions that the other side knows of are forgotten. At the
 /// beginning of a session they are in any case.
 const FORGET_EVERY: u64 = 50_000;
-/// How often the trash is looked through for what is to go.
-const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 /// For how many seconds agreements are remembered: 30 days.
 const PAST: i64 = 30 * 24 * 3600;
 /// How long the last words may take to be written.
@@ -171,7 +170,7 @@ where
         drop(written);
     })
     .map_err(spawn)?;
-    let trash = Trash::of(&reserved)?;
+    let trash = Bounds::of(Trash::of(&reserved)?);
     let looked = done.clone();
     background::start("look", move || {
         for job in to_look {
@@ -202,7 +201,7 @@ where
         silence,
     });
     let (session, ended) = bounded::<()>(0);
-    background::start("trash", move || keep_in_bounds(&trash, &ended)).map_err(spawn)?;
+    background::start("trash", move || keep_in_bounds(trash, &ended)).map_err(spawn)?;
     let ended = engine
         .start()
         .and_then(|()| engine.all(&incoming, &events, &dones));
@@ -225,14 +224,13 @@ where
     }
 }
 
-/// Removes from the trash what is too old or too much, now and then every hour, until
-/// the session is over.
-fn keep_in_bounds(trash: &Trash, ended: &Receiver<()>) {
+/// Removes from the trash what is not to be kept, until the session is over.
+fn keep_in_bounds(mut trash: Bounds, ended: &Receiver<()>) {
     loop {
-        if let Err(error) = trash.expire(Timestamp::now()) {
-            tracing::warn!(%error, "cannot remove from the trash what is too old");
+        if let Err(error) = trash.keep(crate::clock::wall()) {
+            tracing::warn!(%error, "cannot keep the trash in bounds");
         }
-        match ended.recv_timeout(EXPIRE_EVERY) {
+        match ended.recv_timeout(bounds::EVERY) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
         }

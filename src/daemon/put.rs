@@ -59,6 +59,7 @@ pub(super) fn put(
                 staged,
                 path,
                 expect: Expect::Absent,
+                agreed: false,
             };
             ops.push((op, Origin::Local));
             Ok::<_, RestoreError>(())

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +12,7 @@ use super::failure::{Failure, OrFail};
 use super::lock::Lock;
 use super::{locate, mounts, put, site};
 use crate::replica::look::Look;
+use crate::replica::trash::bounds::Bounds;
 use crate::replica::trash::{Kept, Removed, RestoreError, Trash};
 use crate::replica::{Owner, Reserved, Root};
 use crate::replicator::LocalTree;
@@ -66,7 +66,7 @@ fn restore(
     all
 }
 
-/// Brings things back into a mounted tree.
+/// Brings things back into a tree that this process has.
 pub(super) fn restore_mounted(
     tree: &LocalTree,
     paths: &[RelPath],
@@ -102,6 +102,17 @@ pub(super) fn restore_mounted(
         }
         Ok(())
     }))
+}
+
+/// Brings back what a wipe on a peer had taken before a brake was engaged.
+pub(super) fn bring_back(tree: &LocalTree, paths: &[RelPath]) -> Result<(), Failure> {
+    for Restored { path, error, .. } in restore_mounted(tree, paths, None)? {
+        // What has been made anew meanwhile stays as it is.
+        if let Some(error) = error {
+            tracing::warn!(%path, error, "not brought back from the trash");
+        }
+    }
+    Ok(())
 }
 
 /// The trash of a replica.
@@ -187,9 +198,9 @@ pub(super) fn ago(age: Duration) -> Timestamp {
     }
 }
 
-/// Removes from a trash what is too old or too much.
-pub(super) fn expire(reserved: &Arc<Reserved>, now: Timestamp) -> Result<Removed, Failure> {
-    of(reserved)?
-        .expire(now)
-        .or_fail(|| "cannot remove from the trash what is too old".into())
+/// Removes from a trash what is not to be kept any more.
+pub(super) fn keep_in_bounds(bounds: &mut Bounds) -> Result<Removed, Failure> {
+    bounds
+        .keep(crate::clock::wall())
+        .or_fail(|| "cannot keep the trash in bounds".into())
 }

@@ -10,6 +10,7 @@ use super::site::Site;
 use super::{Failure, OrFail, trash};
 use crate::replica::Reserved;
 use crate::replica::trash::Removed;
+use crate::replica::trash::bounds::{self, Bounds};
 use crate::replicator::{self, Secured};
 use crate::tree::Timestamp;
 
@@ -79,10 +80,14 @@ pub(super) async fn secure(site: Arc<Site>) {
 
 /// Works until the task is dropped.
 pub(super) async fn keep_up(journal: Journal, reserved: Arc<Reserved>) {
+    tokio::join!(keep_compact(journal), keep_in_bounds(&reserved));
+}
+
+async fn keep_compact(journal: Journal) {
     let mut due = tokio::time::interval(EVERY);
     loop {
         due.tick().await;
-        let (journal, reserved) = (journal.clone(), Arc::clone(&reserved));
+        let journal = journal.clone();
         let now = Timestamp::now();
         // The next hour is another chance for what fails.
         match blocking(move || compact(&journal, RETENTION, now)).await {
@@ -90,13 +95,34 @@ pub(super) async fn keep_up(journal: Journal, reserved: Arc<Reserved>) {
             Ok(forgotten) => tracing::debug!(forgotten, "compacted the journal"),
             Err(failure) => tracing::warn!("{failure}"),
         }
-        match blocking(move || trash::expire(&reserved, now)).await {
+    }
+}
+
+async fn keep_in_bounds(reserved: &Reserved) {
+    let mut trash = match trash::of(reserved) {
+        Ok(trash) => Bounds::of(trash),
+        Err(failure) => return tracing::warn!("{failure}"),
+    };
+    let mut due = tokio::time::interval(bounds::EVERY);
+    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        due.tick().await;
+        let worked = blocking(move || {
+            let removed = trash::keep_in_bounds(&mut trash);
+            Ok((trash, removed))
+        });
+        let removed;
+        (trash, removed) = match worked.await {
+            Ok(worked) => worked,
+            Err(failure) => return tracing::warn!("{failure}"),
+        };
+        match removed {
             Ok(Removed { files: 0, .. }) => {}
             Ok(Removed { files, bytes, .. }) => {
                 tracing::info!(
                     files,
                     bytes,
-                    "removed from the trash what was too old or too much"
+                    "removed from the trash what was not to be kept"
                 );
             }
             Err(failure) => tracing::warn!("{failure}"),

@@ -54,6 +54,7 @@ fn place(m: &Mounted, to: &str, content: &str, expect: Expect) -> DoorOp {
         staged,
         path: path(to),
         expect,
+        agreed: false,
     }
 }
 
@@ -121,6 +122,7 @@ fn changes_come_in_where_they_are_expected() {
                     staged: dir,
                     path: path("dir"),
                     expect: Expect::Absent,
+                    agreed: false,
                 },
                 PEER,
             ),
@@ -176,6 +178,7 @@ fn changes_come_in_where_they_are_expected() {
     let remove = |expect| DoorOp::Remove {
         path: path("dir/f"),
         expect,
+        agreed: false,
     };
     refused(one(&m, &mut door, remove(stale)));
     done(one(&m, &mut door, remove(now(&m, ino))));
@@ -242,6 +245,7 @@ fn the_records_are_the_peers() {
         let removed = DoorOp::Remove {
             path: path(name),
             expect: now(&m, ino),
+            agreed: false,
         };
         done(one(&m, &mut door, removed));
     }
@@ -281,6 +285,7 @@ fn watchers_in_the_mount_see_it() {
     let remove = DoorOp::Remove {
         path: path("d/g"),
         expect: now(&m, g),
+        agreed: false,
     };
     done(one(&m, &mut door, remove));
     let mut buffer = [0; 4096];
@@ -447,6 +452,7 @@ fn what_a_killed_door_was_at_is_still_its_own() {
     let op = DoorOp::Remove {
         path: path("f"),
         expect: now(&m, ino),
+        agreed: false,
     };
     let result = std::thread::scope(|scope| {
         let held = m.t.fs.hold_names();

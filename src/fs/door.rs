@@ -87,6 +87,8 @@ pub enum DoorOp {
         path: RelPath,
         /// What is there.
         expect: Expect,
+        /// Whether both sides had agreed on what is there.
+        agreed: bool,
     },
     /// Removes anything but a directory. It goes to the trash.
     Remove {
@@ -94,6 +96,8 @@ pub enum DoorOp {
         path: RelPath,
         /// What is there.
         expect: Expect,
+        /// Whether both sides had agreed on what is there.
+        agreed: bool,
     },
     /// Removes an empty directory.
     RemoveDir {
@@ -125,6 +129,14 @@ impl DoorOp {
             | Self::Remove { path, .. }
             | Self::RemoveDir { path, .. }
             | Self::SetMeta { path, .. } => path,
+        }
+    }
+
+    /// Whether both sides had agreed on what it displaces.
+    pub fn agreed(&self) -> bool {
+        match self {
+            Self::Place { agreed, .. } | Self::Remove { agreed, .. } => *agreed,
+            Self::RemoveDir { .. } | Self::SetMeta { .. } => false,
         }
     }
 
@@ -183,6 +195,8 @@ pub(super) struct Claim {
     pub(super) origin: Origin,
     pub(super) expect: Expect,
     pub(super) path: RelPath,
+    /// Whether both sides had agreed on what is displaced.
+    pub(super) agreed: bool,
 }
 
 /// Keeps an operation registered until it is dropped.
@@ -226,6 +240,7 @@ impl Registry {
                 origin: registered.origin,
                 expect: registered.expect,
                 path: registered.op.path().clone(),
+                agreed: registered.op.agreed(),
             })
     }
 
@@ -448,6 +463,7 @@ impl Registry {
             origin: registered.origin,
             expect: registered.expect,
             path: registered.op.path().clone(),
+            agreed: registered.op.agreed(),
         })
     }
 }

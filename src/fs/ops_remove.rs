@@ -38,7 +38,7 @@ impl Filesystem {
             }
             Some(claim) => {
                 let trash = self
-                    .discard(directory.as_fd(), &claim.path, &found)
+                    .discard(directory.as_fd(), claim, &found)
                     .inspect_err(|error| self.refuse(claim, &trash_failed(*error)))?;
                 if last {
                     let path = claim.path.clone();

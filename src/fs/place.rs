@@ -112,7 +112,7 @@ impl Filesystem {
         let failed = |error: Errno| self.refuse(claim, &trash_failed(error));
         // Whatever needs space comes before the tree changes.
         let slot = self
-            .trash_slot(Some(token), &claim.path)
+            .trash_slot(Some(token), claim)
             .inspect_err(|error| failed(*error))?;
         let trash = match exchange(staging.as_fd(), token, directory.as_fd(), name) {
             Ok(()) => match slot.take(staging.as_fd(), token, name, found) {

@@ -6,9 +6,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
+use super::door::Claim;
 use super::lower::{c_name, open_beneath};
 use super::{Filesystem, Result};
-use crate::tree::{Id, Kind, RelPath};
+use crate::replica::keep::{slot_name, stamp};
+use crate::tree::{Id, Kind};
 
 /// A fresh directory in the trash, for one displaced file.
 pub(super) struct TrashSlot {
@@ -19,18 +21,17 @@ pub(super) struct TrashSlot {
 }
 
 impl Filesystem {
-    /// Makes a directory in the trash, with those of a path below it.
-    pub(super) fn trash_slot(&self, token: Option<&[u8]>, path: &RelPath) -> Result<TrashSlot> {
+    /// Makes a directory in the trash, with those of the claim's path below it.
+    pub(super) fn trash_slot(&self, token: Option<&[u8]>, claim: &Claim) -> Result<TrashSlot> {
         let trash = self.lower.reserved(b"trash")?;
         let token = match token {
             Some(token) => String::from_utf8_lossy(token).into_owned(),
             None => Id::random().map_err(|_| Errno::IO)?.to_string(),
         };
-        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-        let name = format!("{now}-{token}");
+        let name = slot_name(&stamp(crate::clock::wall()), &token, claim.agreed);
         let mut directory = enter(trash.as_fd(), name.as_bytes())?;
         let mut shown = format!(".mirrorfs/trash/{name}");
-        let parent = path.parent().unwrap_or_default();
+        let parent = claim.path.parent().unwrap_or_default();
         for component in parent.components() {
             directory = enter(directory.as_fd(), component)?;
             shown = format!("{shown}/{}", String::from_utf8_lossy(component));
@@ -47,11 +48,12 @@ impl Filesystem {
     pub(super) fn discard(
         &self,
         directory: BorrowedFd<'_>,
-        path: &RelPath,
+        claim: &Claim,
         found: &Attributes,
     ) -> Result<String> {
-        let slot = self.trash_slot(None, path)?;
-        slot.take(directory, path.name(), path.name(), found)
+        let slot = self.trash_slot(None, claim)?;
+        let name = claim.path.name();
+        slot.take(directory, name, name, found)
     }
 }
 

@@ -123,6 +123,27 @@ fn enter(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     )?)
 }
 
+/// How the name of a slot of the trash ends that holds nothing but what both sides had agreed
+/// on. Of what is in others this may be the only copy.
+pub(crate) const AGREED: &str = ".agreed";
+
+/// The name of a slot of the trash that is made at a moment, for whatever `token` names.
+pub(crate) fn slot_name(stamp: &str, token: &str, agreed: bool) -> String {
+    format!("{stamp}-{token}{}", if agreed { AGREED } else { "" })
+}
+
+/// Whether both sides had agreed on what lies in a slot of that name. (One that was begun
+/// because the first held something at a path already ends with a number.)
+pub(crate) fn is_agreed(slot: &[u8]) -> bool {
+    let name = match slot.iter().rposition(|byte| *byte == b'.') {
+        Some(dot) if slot.len() > dot + 1 && slot[dot + 1..].iter().all(u8::is_ascii_digit) => {
+            &slot[..dot]
+        }
+        _ => slot,
+    };
+    name.ends_with(AGREED.as_bytes())
+}
+
 /// A moment as `yyyymmddThhmmssZ`, in UTC.
 pub(crate) fn stamp(at: Timestamp) -> String {
     let nanos = i32::try_from(at.nanos).unwrap_or(0);
@@ -167,6 +188,18 @@ mod tests {
         for (content, path) in [("1", "now/a"), ("2", "now.2/a"), ("3", "now.3/a/b/c")] {
             assert_eq!(fs::read_to_string(at("shelf").join(path)).unwrap(), content);
         }
+    }
+
+    #[test]
+    fn a_slot_tells_whether_both_sides_had_agreed() {
+        for agreed in [true, false] {
+            let name = slot_name("20231114T221320Z", "0f", agreed);
+            for further in ["", ".2", ".9999"] {
+                assert_eq!(is_agreed(format!("{name}{further}").as_bytes()), agreed);
+            }
+        }
+        assert!(!is_agreed(b"agreed") && !is_agreed(b".2") && !is_agreed(b""));
+        assert!(!is_agreed(b"x.agreed.") && !is_agreed(b"x.agreed.y"));
     }
 
     #[test]

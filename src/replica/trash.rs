@@ -2,25 +2,23 @@
 //! rid of it.
 //!
 //! Both sides keep what a peer's change displaced in `.mirrorfs/trash/<stamp>-<token>/`,
-//! under the path it had (`replica::keep`, `fs::trash`).
+//! under the path it had (`replica::keep`, `fs::trash`). How much of it is kept is told in
+//! [`bounds`].
+
+pub mod bounds;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::beneath::{Place, is_no_directory, rename_new};
+use super::keep::is_agreed;
 use super::look::is_open_for_writing;
 use super::{Context, Error, Reserved, Root};
 use crate::tree::{Kind, RESERVED, RelPath, Timestamp, reach, scan};
-
-/// How long things are kept.
-pub const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The part of the disk that they may take.
-const SHARE: u64 = 10;
 
 /// The trash of a replica.
 pub struct Trash {
@@ -175,42 +173,24 @@ impl Trash {
         Ok(removed)
     }
 
-    /// Removes what is older than [`KEPT_FOR`], and of the rest the oldest until it takes
-    /// no more than a tenth of the disk.
-    pub fn expire(&self, now: Timestamp) -> Result<Removed, Error> {
-        let disk = rustix::fs::fstatvfs(&self.dir).context("look at", ".mirrorfs/trash")?;
-        let room = disk.f_blocks.saturating_mul(disk.f_frsize) / SHARE;
-        self.expire_beyond(now, room)
-    }
-
-    fn expire_beyond(&self, now: Timestamp, room: u64) -> Result<Removed, Error> {
-        let age = i64::try_from(KEPT_FOR.as_secs()).unwrap_or(i64::MAX);
-        let oldest = Timestamp {
-            secs: now.secs.saturating_sub(age),
-            nanos: now.nanos,
-        };
-        let mut slots = self.slots()?;
-        slots.sort_by(|a, b| (a.since, &a.name).cmp(&(b.since, &b.name)));
-        let of = |slot: &Slot| slot.files.iter().map(|kept| kept.room).sum::<u64>();
-        let mut taken: u64 = slots.iter().map(of).sum();
-        let mut removed = Removed::default();
-        for slot in &slots {
-            if slot.since >= oldest && taken <= room {
-                break;
-            }
-            taken -= of(slot);
-            self.remove_slot(slot, &mut removed)?;
-        }
-        Ok(removed)
-    }
-
     fn slots(&self) -> Result<Vec<Slot>, Error> {
+        self.slots_with(|_, _| true)
+    }
+
+    /// The slots of which the names, and the moments at which they were made, are wanted.
+    fn slots_with(
+        &self,
+        wanted: impl Fn(&[u8], Option<Timestamp>) -> bool,
+    ) -> Result<Vec<Slot>, Error> {
         let mut slots = Vec::new();
         let names = scan::names(self.dir.as_fd()).context("list", ".mirrorfs/trash")?;
         for name in names {
             let Ok(at) = RelPath::new(name.clone()) else {
                 continue;
             };
+            if !wanted(&name, stamped(&name)) {
+                continue;
+            }
             let Some(stat) = scan::stat_at(self.dir.as_fd(), &name)
                 .context("look at", format!(".mirrorfs/trash/{at}"))?
             else {
@@ -270,17 +250,22 @@ impl Trash {
 
     fn remove_slot(&self, slot: &Slot, removed: &mut Removed) -> Result<(), Error> {
         for kept in &slot.files {
-            if kept.kind == Kind::File && self.is_in_use(kept) {
-                removed.in_use += 1;
-                continue;
-            }
-            self.remove(kept)?;
-            removed.files += 1;
-            removed.bytes += kept.room;
+            self.remove_unused(kept, removed)?;
         }
         for dir in slot.dirs.iter().rev() {
             self.remove_dir(dir);
         }
+        Ok(())
+    }
+
+    fn remove_unused(&self, kept: &Kept, removed: &mut Removed) -> Result<(), Error> {
+        if kept.kind == Kind::File && self.is_in_use(kept) {
+            removed.in_use += 1;
+            return Ok(());
+        }
+        self.remove(kept)?;
+        removed.files += 1;
+        removed.bytes += kept.room;
         Ok(())
     }
 
@@ -309,6 +294,17 @@ impl Trash {
             rustix::fs::unlinkat(&fd, place.os_name(), AtFlags::REMOVEDIR)
         });
         removed.is_ok()
+    }
+}
+
+impl Slot {
+    /// Whether both sides had agreed on what lies in it.
+    fn agreed(&self) -> bool {
+        is_agreed(&self.name)
+    }
+
+    fn room(&self) -> u64 {
+        self.files.iter().map(|kept| kept.room).sum()
     }
 }
 
@@ -374,4 +370,4 @@ fn stamped(name: &[u8]) -> Option<Timestamp> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

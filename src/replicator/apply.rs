@@ -162,6 +162,7 @@ fn removal(path: &RelPath, node: LocalNode, round: &Round) -> (RelPath, DoorOp) 
         DoorOp::Remove {
             path: path.clone(),
             expect,
+            agreed: false,
         },
     )
 }
@@ -192,6 +193,10 @@ fn translate(
         },
         None => Expect::Absent,
     };
+    let agreed = round.plan.decisions.get(&path).is_some_and(|(sides, _)| {
+        let content = |entry: &Option<Entry>| entry.as_ref().map(|entry| entry.content.clone());
+        sides.base.is_some() && content(&sides.base) == content(&sides.local)
+    });
     let is_directory = |entry: &Option<Entry>| {
         entry
             .as_ref()
@@ -207,6 +212,7 @@ fn translate(
             DoorOp::Remove {
                 path: path.clone(),
                 expect,
+                agreed,
             }
         }
     };
@@ -265,6 +271,7 @@ fn translate(
         staged,
         path,
         expect,
+        agreed,
     });
     Ok((ops, made))
 }
@@ -378,6 +385,7 @@ fn artefacts(
                 staged,
                 path: copy.clone(),
                 expect: Expect::Absent,
+                agreed: false,
             };
             ops.push((copy.clone(), op));
         }
@@ -412,6 +420,7 @@ fn artefacts(
                 staged,
                 path: info.clone(),
                 expect: Expect::Absent,
+                agreed: false,
             },
         ));
     }

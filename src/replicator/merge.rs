@@ -142,6 +142,7 @@ fn merge_one(
                 ino: node.ino,
                 unchanged_since: round.cut.mark().n,
             },
+            agreed: false,
         },
         remote: remote.clone(),
     }))

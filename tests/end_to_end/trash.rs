@@ -100,6 +100,54 @@ fn what_was_deleted_here_comes_back_on_the_peer() {
     assert_eq!(listed(&sandbox, &peer), ["a/link"]);
 }
 
+/// Which of the things in a trash both sides had agreed on.
+#[track_caller]
+fn agreed(sandbox: &Sandbox, root: &Path) -> Vec<(String, bool)> {
+    let outcome = trash(sandbox, "list", root, &["--json"]).ok();
+    let list: Vec<serde_json::Value> = serde_json::from_str(&outcome.stdout).unwrap();
+    let mut kept: Vec<_> = list
+        .iter()
+        .map(|kept| {
+            let slot = kept["id"].as_str().unwrap().split('/').next().unwrap();
+            let path = kept["path"].as_str().unwrap();
+            (path.to_owned(), slot.contains(".agreed"))
+        })
+        .collect();
+    kept.sort();
+    kept
+}
+
+/// "Content the other side never had [is] evicted last": it is told from what both have had,
+/// on either side.
+#[test]
+fn what_only_one_side_had_is_told_from_the_rest() {
+    let sandbox = mounted();
+    let (tree, peer) = (sandbox.tree(), sandbox.peer());
+    for (turn, root, other) in [(1, &tree, &peer), (2, &peer, &tree)] {
+        let script = format!("echo changed {turn} >a/more; rm a/b/notes");
+        sandbox.sh(other, &script);
+        sandbox.flush();
+        // Both edit; the other side's wins.
+        sandbox.sh(&tree, &format!("echo here {turn} >other"));
+        sandbox.sh(&peer, &format!("echo there {turn} >other"));
+        sandbox.try_flush().expect_code(3);
+        let winner = if root == &tree { "--remote" } else { "--local" };
+        let at = tree.join("other").display().to_string();
+        sandbox.run(["conflicts", "resolve", &at, winner]).ok();
+        sandbox.flush();
+        let found = agreed(&sandbox, root);
+        let of = |path: &str| -> Vec<bool> {
+            let found = found.iter().filter(|(at, _)| at == path);
+            found.map(|(_, agreed)| *agreed).collect()
+        };
+        assert_eq!(of("a/b/notes"), [true], "{found:?}");
+        assert_eq!(of("a/more"), [true], "{found:?}");
+        assert_eq!(of("other"), [false], "{found:?}");
+        sandbox.sh(&tree, "echo notes >a/b/notes");
+        sandbox.flush();
+    }
+}
+
 /// Without a mount the tree and its trash are plain directories.
 #[test]
 fn an_unmounted_tree_gets_its_things_back() {
@@ -223,7 +271,8 @@ fn emptying_removes_what_is_old_enough() {
     let (tree, peer) = (sandbox.tree(), sandbox.peer());
     sandbox.sh(&peer, "rm -r a");
     sandbox.flush();
-    sandbox.sh(&tree, "rm other");
+    // Something stays: a tree that is emptied bit by bit engages a brake.
+    sandbox.sh(&tree, "echo stays >stays; rm other");
     sandbox.flush();
     for (root, things) in [(&tree, "3 things"), (&peer, "1 thing")] {
         let before = listed(&sandbox, root);

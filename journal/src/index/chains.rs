@@ -93,6 +93,12 @@ impl PeerIndex {
             .map(drop)
     }
 
+    /// What the base with a mounted side has at a path.
+    pub fn base_at(&self, mount: ReplicaId, path: &RelPath) -> Result<Option<Entry>, IndexError> {
+        self.with(mount, |chain| chain.at(path))
+            .map(Option::flatten)
+    }
+
     /// Up to `limit` rows of the base with a mounted side whose paths come after `after`.
     pub fn base_page(
         &self,

@@ -1,12 +1,16 @@
 //! Operations: what they do to lower, and that the journal has all of it.
 
+use std::os::fd::AsFd;
+
 use mirrorfs_journal::{Origin, PeerId};
 use rustix::fs::{FallocateFlags, FileType, RenameFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 
 use super::{Fixture, path};
 use crate::fs::{Caller, Changes, DoorOp, DoorResult, Expect, SetTime, StagedName};
-use crate::tree::Timestamp;
+use crate::replica::Reserved;
+use crate::replica::trash::tests::check_bounds;
+use crate::tree::{Id, Timestamp};
 
 #[test]
 fn every_kind_of_change_is_captured() {
@@ -463,6 +467,7 @@ fn the_door_places_what_was_expected_and_nothing_else() {
         staged: staged.clone(),
         path: path("f"),
         expect,
+        agreed: false,
     };
     let ticket = t.fs.register(op(&staged, Expect::Absent), origin);
     place(&t, &staged, "f").unwrap();
@@ -568,6 +573,7 @@ fn the_door_is_known_by_its_number() {
     let op = DoorOp::Remove {
         path: path("f"),
         expect,
+        agreed: false,
     };
     let ticket = t.fs.register(op, origin);
     assert_eq!(t.fs.unlink(&door, t.root(), b"f"), Err(Errno::STALE));
@@ -580,6 +586,7 @@ fn the_door_is_known_by_its_number() {
     let op = DoorOp::Remove {
         path: path("f"),
         expect,
+        agreed: false,
     };
     let ticket = t.fs.register(op, origin);
     t.fs.unlink(&door, t.root(), b"f").unwrap();
@@ -604,12 +611,14 @@ fn what_is_displaced_keeps_its_directories() {
         staged: staged.clone(),
         path: path("d/e/f"),
         expect: expect(replaced),
+        agreed: false,
     };
     let _placing = t.fs.register(op, origin);
     place(&t, &staged, "d/e/f").unwrap();
     let op = DoorOp::Remove {
         path: path("d/e/f"),
         expect: expect(t.find("d/e/f")),
+        agreed: false,
     };
     assert!(matches!(
         t.fs.carry_out(op, origin),
@@ -621,6 +630,42 @@ fn what_is_displaced_keeps_its_directories() {
         .collect();
     kept.sort();
     assert_eq!(kept, [b"removed".as_slice(), b"replaced"]);
+    t.assert_captured();
+}
+
+/// The mounted side's trash, which the changes of peers fill.
+#[test]
+fn versions_agreed_on_are_kept_hourly_and_go_first() {
+    let t = Fixture::new();
+    let root = std::fs::File::open(&t.tree).unwrap();
+    let (reserved, _) = Reserved::create(root.as_fd(), Id([1; 16])).unwrap();
+    t.create(t.root(), "f", b"old");
+    let mut removes = true;
+    check_bounds(&reserved, |version, agreed| {
+        let expect = |ino| Expect::Node {
+            ino,
+            unchanged_since: t.journal.recorder().last(),
+        };
+        let staged = stage(&t, version.as_bytes());
+        let here = expect(t.find("f"));
+        // Replaced, or removed and made anew.
+        removes = !removes;
+        let removal = removes.then(|| DoorOp::Remove {
+            path: path("f"),
+            expect: here,
+            agreed,
+        });
+        let placing = DoorOp::Place {
+            staged,
+            path: path("f"),
+            expect: if removes { Expect::Absent } else { here },
+            agreed: agreed && !removes,
+        };
+        for op in removal.into_iter().chain([placing]) {
+            let done = t.fs.carry_out(op, Origin::Peer(PeerId(1)));
+            assert!(matches!(done, DoorResult::Done { .. }), "{done:?}");
+        }
+    });
     t.assert_captured();
 }
 
@@ -637,6 +682,7 @@ fn the_trash_is_no_hard_link() {
             ino,
             unchanged_since: t.journal.recorder().last(),
         },
+        agreed: false,
     };
     let _ticket = t.fs.register(op, Origin::Peer(PeerId(1)));
     place(&t, &staged, "f").unwrap();

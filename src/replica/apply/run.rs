@@ -12,7 +12,7 @@ use super::prepare::path_of;
 use super::record::{Record, Staged, Step};
 use super::{Applier, ApplyError};
 use crate::replica::beneath::{Place, Root, is_no_directory, rename_new};
-use crate::replica::keep::Shelf;
+use crate::replica::keep::{Shelf, slot_name};
 use crate::replica::look::is_open_for_writing;
 use crate::replica::meta;
 use crate::tree::git::MARKS;
@@ -299,7 +299,8 @@ impl Run<'_, '_> {
             // The name is missing while the old inode is on its way into the trash.
             let aside = self.slot_name(at);
             if staged.is_some_and(|staged| there == Some(staged))
-                || self.trash().holds(&to, ino)?
+                || self.trash(true).holds(&to, ino)?
+                || self.trash(false).holds(&to, ino)?
                 || Place::new(&staging, &aside).ino()? == Some(ino)
             {
                 return Ok(true);
@@ -403,16 +404,26 @@ impl Run<'_, '_> {
         format!("{}.{at}", self.record.batch)
     }
 
-    fn trash(&self) -> Shelf<'_> {
-        Shelf::new(self.applier.reserved.trash(), self.shelf_name())
+    /// Where things go that both sides had `agreed` on, or not.
+    fn trash(&self, agreed: bool) -> Shelf<'_> {
+        Shelf::new(self.applier.reserved.trash(), self.shelf_name(agreed))
+    }
+
+    /// Moves to the trash what was found to be what a step expects at a path.
+    fn discard(&self, out: Place<'_>, path: &RelPath, expect: &Entry) -> io::Result<()> {
+        let agreed = self.applier.index.base_at(self.record.mount, path);
+        // What cannot be told is kept as if this were the only copy.
+        let agreed = agreed.ok().flatten();
+        let agreed = agreed.is_some_and(|base| base.content == expect.content);
+        self.trash(agreed).keep(out, path).map(drop)
     }
 
     fn conflicts(&self) -> Shelf<'_> {
-        Shelf::new(self.applier.reserved.conflicts(), self.shelf_name())
+        Shelf::new(self.applier.reserved.conflicts(), self.shelf_name(false))
     }
 
-    fn shelf_name(&self) -> String {
-        format!("{}-{}", self.record.stamp, self.record.batch)
+    fn shelf_name(&self, agreed: bool) -> String {
+        slot_name(&self.record.stamp, &self.record.batch.to_string(), agreed)
     }
 }
 

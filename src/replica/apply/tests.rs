@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::super::sync;
+use super::super::{sync, trash};
 use super::*;
 use crate::tree::{Content, ContentHash, Entry, Id, MirrorId, Timestamp, Xattrs};
 use crate::wire::message::Expect;
@@ -549,6 +549,53 @@ fn a_recovery_that_is_cut_off_is_completed_too() {
             second += 5;
         }
     }
+}
+
+/// The agent's trash, which batch after batch fills.
+#[test]
+fn versions_agreed_on_are_kept_hourly_and_go_first() {
+    let world = World::new();
+    let root = File::open(world.dir.path()).unwrap();
+    let (reserved, _) = Reserved::create(root.as_fd(), MIRROR).unwrap();
+    let mut number = 0_u8;
+    trash::tests::check_bounds(&reserved, |version, agreed| {
+        number += 1;
+        let found = world.entry("edit");
+        let was_agreed = world.with(None, |applier| {
+            let base = applier.index.base_at(MOUNT, &path("edit")).unwrap();
+            base.is_some_and(|base| base.content == found.content)
+        });
+        assert_eq!(was_agreed, agreed);
+        let op = put("edit", version, Expect::Entry(found));
+        world.with(None, |applier| {
+            let (bytes, id) = (version.as_bytes(), Id([number; 16]));
+            let mut incoming = applier
+                .staging
+                .begin(ContentHash::of(bytes), bytes.len() as u64)
+                .unwrap();
+            incoming.append(0, bytes).unwrap();
+            incoming.finish().unwrap();
+            let base = mirrorfs_journal::BaseChange::Put {
+                path: path("edit"),
+                node: None,
+                entry: new_file(version),
+            };
+            applier
+                .index
+                .propose(id, true, None, &[(base, vec![0])])
+                .unwrap();
+            let outcome = applier
+                .apply(Batch {
+                    id,
+                    mount: MOUNT,
+                    agreement: agreement(number.into()),
+                    ops: vec![op],
+                })
+                .unwrap();
+            assert!(outcome.diverged.is_empty(), "{outcome:?}");
+            applier.synced().unwrap();
+        });
+    });
 }
 
 #[test]

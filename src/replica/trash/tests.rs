@@ -3,9 +3,12 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use super::bounds::Bounds;
 use super::*;
 use crate::replica::keep::stamp;
+use crate::sim::clock;
 use crate::tree::Id;
 
 struct Fixture {
@@ -189,4 +192,84 @@ fn expires_by_age_and_by_room() {
     // By the disk that it lies on: nothing here takes a tenth of it.
     t.keep(99 * DAY, "e", "young", b"1");
     assert_eq!(t.trash.expire(now).unwrap(), Removed::default());
+}
+
+/// "Content equal to the base at most hourly per path, content the other side never had
+/// evicted last": whoever fills the trash, by a controlled clock. `replace` puts a version in
+/// the place of the one before, which both sides had agreed on or not. The first that is
+/// replaced is "old".
+pub(crate) fn check_bounds(reserved: &Reserved, mut replace: impl FnMut(&str, bool)) {
+    let minutes = |minutes: u64| clock::advance(Duration::from_secs(60 * minutes));
+    let trash = || Trash::of(reserved).unwrap();
+    let there = || -> Vec<String> {
+        let all = trash().list().unwrap();
+        let read = |kept: &Kept| {
+            let dir = trash().parent(kept).unwrap();
+            let file = scan::open_file(dir.as_fd(), kept.at.name()).unwrap();
+            io::read_to_string(file).unwrap()
+        };
+        // The oldest first.
+        all.iter().rev().map(read).collect()
+    };
+    clock::start();
+    let mut bounds = Bounds::of(trash());
+    replace("0", false);
+    for version in 1..=13 {
+        minutes(10);
+        replace(&version.to_string(), true);
+    }
+    assert_eq!(there().len(), 14);
+    bounds.keep(crate::clock::wall()).unwrap();
+    // The first of each hour, and the latest.
+    assert_eq!(there(), ["old", "0", "6", "12"]);
+    // As the session goes on, a minute later and two.
+    for (version, expected) in [
+        ("14", ["old", "0", "6", "12", "13"]),
+        ("15", ["old", "0", "6", "12", "14"]),
+    ] {
+        minutes(1);
+        replace(version, true);
+        bounds.keep(crate::clock::wall()).unwrap();
+        assert_eq!(there(), expected);
+    }
+    // Where there is too much: what both had agreed on, and the only copy last.
+    for expected in [
+        &["old", "6", "12", "14"][..],
+        &["old", "12", "14"],
+        &["old", "14"],
+        &["old"],
+    ] {
+        let taken: u64 = trash().list().unwrap().iter().map(|kept| kept.room).sum();
+        trash()
+            .expire_beyond(crate::clock::wall(), taken - 1)
+            .unwrap();
+        assert_eq!(there(), expected);
+    }
+    clock::stop();
+}
+
+/// Who deletes a file that was just written gets its last version back, and others are
+/// nothing to it.
+#[test]
+fn each_path_keeps_its_latest_version() {
+    let t = Fixture::new();
+    t.keep(1000, "a.agreed", "d/x", b"1");
+    t.keep(1010, "b.agreed", "d/x", b"2");
+    t.keep(1010, "b.agreed", "d/y", b"2");
+    t.keep(1020, "c.agreed.2", "d/x", b"3");
+    t.keep(1030, "d", "d/x", b"4");
+    t.trash
+        .expire_beyond(
+            Timestamp {
+                secs: 2000,
+                nanos: 0,
+            },
+            u64::MAX,
+        )
+        .unwrap();
+    let expected = [(1030, "d/x"), (1020, "d/x"), (1010, "d/y"), (1000, "d/x")];
+    assert_eq!(
+        t.listed(),
+        expected.map(|(at, path)| (at, path.to_owned(), 1))
+    );
 }

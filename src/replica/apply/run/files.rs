@@ -120,7 +120,7 @@ impl Run<'_, '_> {
             self.back(aside, place, path)?;
             return Err(error.into());
         }
-        self.trash().keep(aside, path)?;
+        self.discard(aside, path, expect)?;
         Ok(placed)
     }
 
@@ -170,7 +170,7 @@ impl Run<'_, '_> {
             return diverged(reason);
         }
         self.applier.point()?;
-        self.trash().keep(out, path)?;
+        self.discard(out, path, expect)?;
         Ok(())
     }
 
@@ -287,7 +287,7 @@ impl Run<'_, '_> {
             self.back(aside, place, path)?;
             return diverged(reason);
         }
-        if let Err(error) = self.trash().keep(aside, path) {
+        if let Err(error) = self.discard(aside, path, expect) {
             self.back(aside, place, path)?;
             return Err(error.into());
         }
