@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::moves::Moves;
 use super::round::{Orders, Resume};
+use super::setting::PerPeer;
 use crate::reconcile::{Decision, Plan, Sides};
 use crate::tree::{Content, ContentHash, Entry, NodeId, PeerId, RelPath};
 
@@ -49,6 +50,8 @@ struct Engaged {
     before: Vec<RelPath>,
 }
 
+const STORED: PerPeer<Brakes> = PerPeer::new("brake");
+
 /// The brakes of one peer.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Brakes {
@@ -69,10 +72,7 @@ pub(super) struct Ground<'a> {
 impl Brakes {
     /// The brakes as they are on record.
     pub(super) fn load(view: &View, peer: PeerId) -> Result<Self, mirrorfs_journal::Error> {
-        let stored = view.setting(&key(peer))?;
-        Ok(stored
-            .and_then(|bytes| postcard::from_bytes(&bytes).ok())
-            .unwrap_or_default())
+        STORED.load(view, peer)
     }
 
     /// Puts them on record.
@@ -81,19 +81,12 @@ impl Brakes {
         update: &Update<'_>,
         peer: PeerId,
     ) -> Result<(), mirrorfs_journal::Error> {
-        if Self::load(update, peer)? == *self {
-            return Ok(());
-        }
-        if *self == Self::default() {
-            return update.remove_setting(&key(peer));
-        }
-        let brakes = postcard::to_stdvec(self).map_err(mirrorfs_journal::Error::other)?;
-        update.set_setting(&key(peer), &brakes)
+        STORED.store(update, peer, self)
     }
 
     /// Forgets them, with their peer.
     pub(super) fn forget(update: &Update<'_>, peer: PeerId) -> Result<(), mirrorfs_journal::Error> {
-        update.remove_setting(&key(peer))
+        STORED.forget(update, peer)
     }
 
     /// Why something is held, and what to do, in a sentence; none if nothing is.
@@ -248,10 +241,6 @@ impl Brakes {
 /// Why a brake holds something of a peer back, and what to do; none if none does.
 pub fn braked(view: &View, peer: &Peer) -> Result<Option<String>, mirrorfs_journal::Error> {
     Ok(Brakes::load(view, peer.id)?.reason(&peer.name))
-}
-
-fn key(peer: PeerId) -> String {
-    format!("brake.{}", peer.0)
 }
 
 fn known_files(ground: &Ground<'_>) -> Result<usize, Error> {

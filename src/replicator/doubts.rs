@@ -13,6 +13,7 @@ use mirrorfs_journal::{
 use serde::{Deserialize, Serialize};
 
 use super::scope::Scope;
+use super::setting::PerPeer;
 use super::{Error, marks};
 use crate::fs::{Filesystem, Recorded, Suspects};
 use crate::reconcile::{Decision, Held, Plan};
@@ -112,10 +113,7 @@ pub(super) struct Doubts {
     missing: BTreeMap<RelPath, Option<Content>>,
 }
 
-/// The setting that holds a peer's [`Doubts`].
-pub(super) fn doubts_key(peer: PeerId) -> String {
-    format!("doubts.{}", peer.0)
-}
+const STORED: PerPeer<Doubts> = PerPeer::new("doubts");
 
 /// What became of a doubt in a round.
 enum Weighed {
@@ -132,10 +130,7 @@ pub(super) struct Stand(Vec<(RelPath, Option<Entry>, Weighed)>);
 
 impl Doubts {
     pub(super) fn load(view: &View, peer: PeerId) -> Result<Self, mirrorfs_journal::Error> {
-        let stored = view.setting(&doubts_key(peer))?;
-        Ok(stored
-            .and_then(|bytes| postcard::from_bytes(&bytes).ok())
-            .unwrap_or_default())
+        STORED.load(view, peer)
     }
 
     pub(super) fn store(
@@ -143,11 +138,12 @@ impl Doubts {
         update: &Update<'_>,
         peer: PeerId,
     ) -> Result<(), mirrorfs_journal::Error> {
-        if self.present.is_empty() && self.missing.is_empty() {
-            return update.remove_setting(&doubts_key(peer));
-        }
-        let bytes = postcard::to_stdvec(self).map_err(mirrorfs_journal::Error::other)?;
-        update.set_setting(&doubts_key(peer), &bytes)
+        STORED.store(update, peer, self)
+    }
+
+    /// Forgets them, with their peer.
+    pub(super) fn forget(update: &Update<'_>, peer: PeerId) -> Result<(), mirrorfs_journal::Error> {
+        STORED.forget(update, peer)
     }
 
     fn take(

@@ -26,6 +26,7 @@ mod pulls;
 mod repositories;
 pub mod round;
 pub mod scope;
+mod setting;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mirrorfs_journal::{BaseChange, Durability, Journal, Origin, Update, View};
+use mirrorfs_journal::{BaseChange, Durability, Journal, Origin, Update};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::{Filesystem, StagedName};
@@ -25,6 +25,7 @@ use super::Error;
 use super::batch::Step;
 use super::round::Round;
 use super::scope::carried;
+use super::setting::PerPeer;
 
 /// A step that is about to be taken on the mounted side.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -70,18 +71,9 @@ impl Pull {
     }
 }
 
-fn key(peer: PeerId) -> String {
-    format!("pulls.{}", peer.0)
-}
-
-fn announced(view: &View, peer: PeerId) -> Result<Vec<Pull>, mirrorfs_journal::Error> {
-    let stored = view.setting(&key(peer))?;
-    // What another program wrote and this one cannot read is an edit, as if nothing had
-    // been written down.
-    Ok(stored
-        .and_then(|bytes| postcard::from_bytes(&bytes).ok())
-        .unwrap_or_default())
-}
+/// What another program wrote and this one cannot read is an edit, as if nothing had been
+/// written down.
+const ANNOUNCED: PerPeer<Vec<Pull>> = PerPeer::new("pulls");
 
 /// Writes down what is about to be done. It is on disk once this returns, so that no step
 /// can be without it.
@@ -94,18 +86,18 @@ pub(super) fn announce(
     if pulls.is_empty() {
         return Ok(());
     }
-    let bytes = postcard::to_stdvec(pulls).map_err(|_| Error::Unencodable)?;
+    let pulls = pulls.to_vec();
     let reserved = Arc::clone(reserved);
     journal.update(Durability::Full, move |update| {
         super::marks::advance(update, &reserved, None)?;
-        update.set_setting(&key(peer), &bytes)
+        ANNOUNCED.store(update, peer, &pulls)
     })?;
     Ok(())
 }
 
 /// Nothing is to be known any more of what a peer's rounds did.
 pub(super) fn forget(update: &Update<'_>, peer: PeerId) -> Result<(), mirrorfs_journal::Error> {
-    update.remove_setting(&key(peer))
+    ANNOUNCED.forget(update, peer)
 }
 
 /// What a look at the staging directory says of a step.
@@ -221,7 +213,7 @@ pub fn interrupted(
     let snapshot = journal.snapshot()?;
     let mut authors = HashMap::new();
     for peer in snapshot.peers()? {
-        for pull in announced(&snapshot, peer.id)? {
+        for pull in ANNOUNCED.load(&snapshot, peer.id)? {
             let origin = Origin::Peer(peer.id);
             match &pull.made {
                 Made::Placed { ino, .. } if look(filesystem, &pull)? == Staged::Left => {
@@ -248,7 +240,7 @@ pub fn settle_pulls(
 ) -> Result<(), Error> {
     let snapshot = journal.snapshot()?;
     for peer in snapshot.peers()? {
-        let pulls = announced(&snapshot, peer.id)?;
+        let pulls = ANNOUNCED.load(&snapshot, peer.id)?;
         for pull in &pulls {
             if let Made::Placed { staged, ino } = &pull.made
                 && filesystem

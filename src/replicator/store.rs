@@ -716,7 +716,7 @@ pub fn forget_peer(journal: &Journal, reserved: &Reserved, peer: PeerId) -> Resu
         let replica = update.peer(peer)?.and_then(|peer| peer.replica);
         update.remove_setting(&kept_key(peer))?;
         update.remove_setting(&unsettled_key(peer))?;
-        update.remove_setting(&super::doubts::doubts_key(peer))?;
+        super::doubts::Doubts::forget(update, peer)?;
         super::pulls::forget(update, peer)?;
         Brakes::forget(update, peer)?;
         super::marks::forget_mark(update, peer)?;
