@@ -10,7 +10,9 @@ pub mod process;
 mod protocol;
 #[cfg(test)]
 mod tests;
+pub mod units;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +26,7 @@ use mirrorfs_journal::Origin;
 use crate::fs::{DoorOp, DoorResult, Filesystem, Ticket};
 use crate::tree::RelPath;
 use protocol::{Outcome, Reply, Request};
+use units::{Held, Ordered};
 
 pub use protocol::Settled;
 
@@ -125,26 +128,116 @@ impl Door {
         }
     }
 
-    /// Makes changes in the tree, in this order, and tells what became of each.
+    /// Makes changes in the tree, in this order, each whatever becomes of the others, and
+    /// tells what became of each.
     pub fn apply(
         &mut self,
         filesystem: &Filesystem,
         operations: Vec<(DoorOp, Origin)>,
     ) -> Vec<DoorResult> {
+        let alone = |(op, origin)| Ordered {
+            op,
+            origin,
+            unit: None,
+        };
+        self.apply_in_units(filesystem, operations.into_iter().map(alone).collect())
+    }
+
+    /// The same for changes of which several make a unit. A unit is not begun if it is known
+    /// beforehand that one of it will be refused, and ends with the first that is.
+    pub fn apply_in_units(
+        &mut self,
+        filesystem: &Filesystem,
+        operations: Vec<Ordered>,
+    ) -> Vec<DoorResult> {
+        let mut held = Held::default();
+        let mut known = self.obstacles(filesystem, &operations);
+        for (at, reason) in &known {
+            held.refused(&operations[*at], reason);
+        }
         let mut results = Vec::with_capacity(operations.len());
-        let mut operations = operations.into_iter().peekable();
+        let mut operations = operations.into_iter().enumerate().peekable();
         while operations.peek().is_some() {
-            let batch: Vec<_> = operations.by_ref().take(BATCH).collect();
-            results.extend(self.apply_batch(filesystem, batch));
+            // What becomes of each of them, in their order; none for those of the batch.
+            let mut slots: Vec<Option<DoorResult>> = Vec::new();
+            let mut batch = Vec::new();
+            while batch.len() < BATCH
+                && let Some((at, operation)) = operations.next()
+            {
+                let refused = known.remove(&at).or_else(|| held.reason(&operation));
+                slots.push(refused.map(|reason| DoorResult::Refused { reason }));
+                if slots.last().is_some_and(Option::is_none) {
+                    batch.push(operation);
+                }
+            }
+            let mut applied = self.apply_batch(filesystem, &batch).into_iter();
+            let mut ordered = batch.iter();
+            for slot in slots {
+                results.push(match slot {
+                    Some(result) => result,
+                    None => {
+                        let result = applied.next().unwrap_or(DoorResult::Refused {
+                            reason: NOT_REACHED.into(),
+                        });
+                        if let (Some(operation), DoorResult::Refused { reason }) =
+                            (ordered.next(), &result)
+                        {
+                            held.refused(operation, reason);
+                        }
+                        result
+                    }
+                });
+            }
         }
         results
     }
 
-    fn apply_batch(
+    /// Which operations of units of several are going to be refused, as far as that can be
+    /// seen, by their position.
+    fn obstacles(
         &mut self,
         filesystem: &Filesystem,
-        batch: Vec<(DoorOp, Origin)>,
-    ) -> Vec<DoorResult> {
+        operations: &[Ordered],
+    ) -> BTreeMap<usize, String> {
+        let mut obstacles = BTreeMap::new();
+        let mut probed = Vec::new();
+        for at in units::of_several(operations) {
+            let op = &operations[at].op;
+            if filesystem.is_overtaken(op) {
+                obstacles.insert(at, OVERTAKEN.to_owned());
+            } else if units::displaces(op) {
+                probed.push(at);
+            }
+        }
+        for chunk in probed.chunks(BATCH) {
+            let request = Request::Probe {
+                dir: self.dir.as_os_str().as_bytes().to_vec(),
+                device: self.device,
+                paths: chunk
+                    .iter()
+                    .map(|at| operations[*at].op.path().clone())
+                    .collect(),
+            };
+            match self.ask(None, &request) {
+                Ok(Reply::Probed(open)) => obstacles.extend(
+                    chunk
+                        .iter()
+                        .zip(open)
+                        .filter(|(_, open)| *open)
+                        .map(|(at, _)| (*at, OPEN_FOR_WRITING.to_owned())),
+                ),
+                // Each operation looks for itself once more.
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "the door process is started anew"),
+            }
+        }
+        obstacles
+    }
+
+    fn apply_batch(&mut self, filesystem: &Filesystem, batch: &[Ordered]) -> Vec<DoorResult> {
+        if batch.is_empty() {
+            return Vec::new();
+        }
         // A process that died while idle is no reason to refuse anything.
         if let Some(running) = &mut self.running
             && !matches!(running.child.try_wait(), Ok(None))
@@ -161,34 +254,37 @@ impl Door {
         };
         let tickets: Vec<Ticket> = batch
             .iter()
-            .map(|(operation, origin)| filesystem.register(operation.clone(), *origin))
+            .map(|ordered| filesystem.register(ordered.op.clone(), ordered.origin))
             .collect();
-        let operations: Vec<DoorOp> = batch.into_iter().map(|(operation, _)| operation).collect();
+        let operations: Vec<_> = batch
+            .iter()
+            .map(|ordered| (ordered.op.clone(), ordered.unit))
+            .collect();
         let request = Request::Apply {
             dir: self.dir.as_os_str().as_bytes().to_vec(),
             device: self.device,
             greeting,
-            operations: operations.clone(),
+            operations,
         };
         let outcomes = match self.ask(Some(filesystem), &request) {
             Ok(Reply::Applied(outcomes)) => outcomes,
-            Ok(Reply::Refused(reason)) => vec![Outcome::Failed(reason); operations.len()],
-            Ok(Reply::Settled(_)) => vec![Outcome::Failed("an answer to nothing".into())],
+            Ok(Reply::Refused(reason)) => vec![Outcome::Failed(reason); batch.len()],
+            Ok(Reply::Settled(_) | Reply::Probed(_)) => {
+                vec![Outcome::Failed("an answer to nothing".into())]
+            }
             Err(error) => {
                 tracing::warn!("{error}");
-                vec![Outcome::Failed(error.to_string()); operations.len()]
+                vec![Outcome::Failed(error.to_string()); batch.len()]
             }
         };
         let outcomes = outcomes
             .into_iter()
-            .chain(std::iter::repeat(Outcome::Failed(
-                "the door did not get to it".into(),
-            )));
+            .chain(std::iter::repeat(Outcome::Failed(NOT_REACHED.into())));
         tickets
             .iter()
-            .zip(&operations)
+            .zip(batch)
             .zip(outcomes)
-            .map(|((ticket, operation), outcome)| conclude(filesystem, ticket, operation, outcome))
+            .map(|((ticket, ordered), outcome)| conclude(filesystem, ticket, &ordered.op, outcome))
             .collect()
     }
 
@@ -227,7 +323,9 @@ impl Door {
         match answer? {
             Reply::Settled(settled) => Ok(settled),
             Reply::Refused(reason) => Err(DoorError::Mount(reason)),
-            Reply::Applied(_) => Err(DoorError::Mount("an answer to nothing".into())),
+            Reply::Applied(_) | Reply::Probed(_) => {
+                Err(DoorError::Mount("an answer to nothing".into()))
+            }
         }
     }
 
@@ -283,9 +381,17 @@ fn conclude(
         (Outcome::OpenForWriting, _) => DoorResult::Refused {
             reason: OPEN_FOR_WRITING.into(),
         },
+        (Outcome::Held(by), _) => DoorResult::Refused {
+            reason: units::held_by(&by),
+        },
         (Outcome::Failed(reason), _) => DoorResult::Refused { reason },
     }
 }
+
+/// The reason of what comes after an operation at which the door ended.
+const NOT_REACHED: &str = "the door did not get to it";
+/// The reason of what was decided on before the last change of what is there.
+const OVERTAKEN: &str = "it was changed meanwhile";
 
 /// The reason of a refusal that is worth trying again: a program has the file open.
 pub const OPEN_FOR_WRITING: &str = "open for writing";

@@ -1,5 +1,6 @@
 //! The door process: one thread, no FUSE descriptor, ordinary system calls.
 
+use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,6 +13,7 @@ use rustix::io::Errno;
 
 use super::mappings;
 use super::protocol::{self, Outcome, Reply, Request};
+use super::units::{Unit, holds};
 use crate::fs::{DoorOp, Expect, GREETED, StagedName};
 use crate::tree::{RelPath, Timestamp, Xattrs};
 
@@ -48,13 +50,14 @@ fn answer(request: &Request) -> Reply {
             greeting,
             operations,
         } => match enter(dir, *device).and_then(|root| greet(root, greeting)) {
-            Ok(root) => Reply::Applied(
-                operations
+            Ok(root) => Reply::Applied(apply_all(root.as_fd(), operations)),
+            Err(reason) => Reply::Refused(reason),
+        },
+        Request::Probe { dir, device, paths } => match enter(dir, *device) {
+            Ok(root) => Reply::Probed(
+                paths
                     .iter()
-                    .map(|operation| {
-                        apply(root.as_fd(), operation)
-                            .unwrap_or_else(|error| Outcome::Failed(describe(error)))
-                    })
+                    .map(|path| is_open_for_writing(root.as_fd(), path).unwrap_or(false))
                     .collect(),
             ),
             Err(reason) => Reply::Refused(reason),
@@ -128,6 +131,34 @@ pub(super) fn open_beneath(
             | ResolveFlags::NO_MAGICLINKS
             | ResolveFlags::NO_XDEV,
     )
+}
+
+fn apply_all(root: BorrowedFd<'_>, operations: &[(DoorOp, Option<Unit>)]) -> Vec<Outcome> {
+    let mut held: HashMap<Unit, RelPath> = HashMap::new();
+    let mut outcomes = Vec::with_capacity(operations.len());
+    for (operation, unit) in operations {
+        if let Some(by) = unit.and_then(|unit| held.get(&unit)) {
+            outcomes.push(Outcome::Held(by.clone()));
+            continue;
+        }
+        let outcome =
+            apply(root, operation).unwrap_or_else(|error| Outcome::Failed(describe(error)));
+        if let Some(unit) = unit
+            && outcome != Outcome::Done
+            && holds(operation)
+        {
+            held.insert(*unit, operation.path().clone());
+        }
+        outcomes.push(outcome);
+    }
+    outcomes
+}
+
+fn is_open_for_writing(root: BorrowedFd<'_>, path: &RelPath) -> Result<bool, Errno> {
+    let parent = path.parent().ok_or(Errno::INVAL)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let directory = crate::tree::reach::open_beneath(root, &parent, flags)?;
+    has_writer(directory.as_fd(), path)
 }
 
 fn apply(root: BorrowedFd<'_>, operation: &DoorOp) -> Result<Outcome, Errno> {

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::units::Unit;
 use crate::fs::{DoorOp, StagedName};
 use crate::tree::RelPath;
 
@@ -20,7 +21,15 @@ pub(super) enum Request {
         device: u64,
         /// The name by which the filesystem gets to know the door.
         greeting: StagedName,
-        operations: Vec<DoorOp>,
+        /// Each with the unit that it belongs to: from where one is refused on, the rest of
+        /// its unit is not carried out.
+        operations: Vec<(DoorOp, Option<Unit>)>,
+    },
+    /// Tell of each file whether somebody has it open for writing.
+    Probe {
+        dir: Vec<u8>,
+        device: u64,
+        paths: Vec<RelPath>,
     },
     /// Open and close these files, or all that are mapped.
     Settle {
@@ -35,6 +44,7 @@ pub(super) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
     Applied(Vec<Outcome>),
+    Probed(Vec<bool>),
     Settled(Settled),
     /// The mount cannot be entered.
     Refused(String),
@@ -46,6 +56,8 @@ pub(super) enum Outcome {
     Done,
     OpenForWriting,
     Failed(String),
+    /// Not tried, because of what became of another of its unit.
+    Held(RelPath),
 }
 
 /// What settling mapped files came to.

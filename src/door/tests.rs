@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use mirrorfs_journal::{EventKind, Origin, PeerId};
 
+use super::units::{self, Ordered};
 use super::{Door, OPEN_FOR_WRITING};
 use crate::fs::tests::path;
 use crate::fs::{DoorOp, DoorResult, Expect, StagedName};
@@ -215,6 +216,114 @@ fn authors(m: &Mounted, after: u64) -> Vec<Origin> {
     })
     .unwrap();
     authors
+}
+
+/// "A local step that is refused stops the rest of its directory": where that can be seen
+/// beforehand nothing of it is begun.
+#[test]
+fn a_unit_ends_with_what_is_refused() {
+    let Some(mut m) = Mounted::new() else { return };
+    m.sh("mkdir d o; for f in d/a d/b d/c d/gone o/x; do echo old >$f; done");
+    let mut door = door(&m);
+    let ino =
+        |m: &Mounted, name: &str| Ino(m.sh(&format!("stat -c %i {name}")).trim().parse().unwrap());
+    let new = |m: &Mounted, name: &str| place(m, name, "new\n", now(m, ino(m, name)));
+    let ordered = |unit, op| Ordered {
+        op,
+        origin: PEER,
+        unit: Some(unit),
+    };
+    let waits = |result: &DoorResult| match result {
+        DoorResult::Refused { reason } => units::is_held(reason) && reason.contains("d/b"),
+        DoorResult::Done { .. } => false,
+    };
+    let batch = |m: &Mounted| {
+        let mut ops: Vec<_> = ["d/a", "d/b", "d/c"]
+            .map(|name| ordered(1, new(m, name)))
+            .into();
+        ops.push(ordered(
+            1,
+            DoorOp::Remove {
+                path: path("d/gone"),
+                expect: now(m, ino(m, "d/gone")),
+                agreed: false,
+            },
+        ));
+        ops.push(ordered(2, new(m, "o/x")));
+        ops
+    };
+    let shown = "cat d/a d/b d/c d/gone";
+
+    // Somebody has one of them open.
+    let script = "import os, sys; os.chdir(sys.argv[1]); f = open('d/b', 'r+')\nprint(1, end='', flush=True); sys.stdin.read()";
+    let writer = program(&m, script);
+    let mut results = door.apply_in_units(&m.t.fs, batch(&m));
+    assert!(
+        [0, 2, 3].iter().all(|at| waits(&results[*at])),
+        "{results:?}"
+    );
+    done(results.remove(4));
+    assert_eq!(refused(results.remove(1)), OPEN_FOR_WRITING);
+    assert_eq!(m.sh(shown), "old\nold\nold\nold\n");
+    finish(writer);
+
+    // Somebody has changed one of them.
+    let ops = batch(&m);
+    m.sh("echo edited >d/b");
+    let results = door.apply_in_units(&m.t.fs, ops);
+    assert!(
+        [0, 2, 3].iter().all(|at| waits(&results[*at])),
+        "{results:?}"
+    );
+    assert!(refused(results[1].clone()).contains("changed meanwhile"));
+    assert_eq!(m.sh(shown), "old\nedited\nold\nold\n");
+
+    // What cannot be seen beforehand stops what comes after it. A directory that is not
+    // empty stops nothing.
+    m.sh("mkdir full; touch full/x");
+    let full = DoorOp::RemoveDir {
+        path: path("full"),
+        expect: now(&m, ino(&m, "full")),
+    };
+    let ops = vec![
+        ordered(3, full),
+        ordered(3, new(&m, "d/a")),
+        ordered(3, place(&m, "missing/f", "lost", Expect::Absent)),
+        ordered(3, new(&m, "d/c")),
+    ];
+    let results = door.apply_in_units(&m.t.fs, ops);
+    refused(results[0].clone());
+    done(results[1].clone());
+    assert!(!units::is_held(&refused(results[2].clone())));
+    assert!(units::is_held(&refused(results[3].clone())));
+    assert_eq!(m.sh(shown), "new\nedited\nold\nold\n");
+
+    // All of a unit, once nothing is in the way; more than go at once.
+    let mut ops = batch(&m);
+    let many = (0..600).map(|at| ordered(4, place(&m, &format!("o/{at}"), "", Expect::Absent)));
+    ops.extend(many);
+    ops.insert(
+        300,
+        ordered(4, place(&m, "missing/f", "lost", Expect::Absent)),
+    );
+    let results = door.apply_in_units(&m.t.fs, ops);
+    let (before, after) = results.split_at(300);
+    assert!(
+        before
+            .iter()
+            .all(|result| matches!(result, DoorResult::Done { .. }))
+    );
+    assert!(
+        after
+            .iter()
+            .all(|result| matches!(result, DoorResult::Refused { .. }))
+    );
+    assert_eq!(
+        m.sh("cat d/a d/b d/c; ls d; ls o | wc -l"),
+        "new\nnew\nnew\na\nb\nc\n296\n"
+    );
+    drop(door);
+    m.down();
 }
 
 #[test]

@@ -333,6 +333,18 @@ impl Filesystem {
         }
     }
 
+    /// Whether what an operation expects has changed since it was decided on, as far as that
+    /// is known without a look. The handlers find out the rest.
+    pub fn is_overtaken(&self, op: &DoorOp) -> bool {
+        match op.expect() {
+            Expect::Absent => false,
+            Expect::Node {
+                ino,
+                unchanged_since,
+            } => self.last_change(*ino) > *unchanged_since,
+        }
+    }
+
     /// What became of an operation whose calls all succeeded. If there was nothing
     /// left to do, no request told, and the expectation is checked here.
     pub fn settle(&self, ticket: &Ticket) -> DoorResult {

@@ -35,6 +35,11 @@ impl StagedName {
         Ok(Self(Id::random().map_err(|_| Error::Random)?.to_string()))
     }
 
+    /// Checks a name.
+    pub fn new(name: &str) -> Option<Self> {
+        Id::parse(name).map(|_| Self(name.to_owned()))
+    }
+
     /// The name as a file name.
     pub fn as_str(&self) -> &str {
         &self.0

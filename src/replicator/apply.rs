@@ -1,11 +1,13 @@
 //! Carrying out the steps on the mounted side: staging, then the door.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mirrorfs_journal::{Contents, Journal, Origin};
 use parking_lot::Mutex;
 
 use crate::door::Door;
+use crate::door::units::{self, Held, Ordered, Unit};
 use crate::fs::{DoorOp, DoorResult, Expect, Filesystem, StagedName};
 use crate::replica::beneath::Place;
 use crate::replica::keep::Shelf;
@@ -20,6 +22,7 @@ use super::merge::{merge_found, rebase};
 use super::pulls::{self, Made, Pull};
 use super::round::{Found, Round};
 use super::scope::{LocalNode, only_local};
+use super::units::Units;
 
 /// The mounted side's tree, as far as the replicator changes it.
 #[derive(Clone)]
@@ -40,27 +43,62 @@ pub struct LocalTree {
 }
 
 impl LocalTree {
-    fn carry_out(&self, round: &Round, ops: Vec<(DoorOp, Origin)>) -> Vec<DoorResult> {
+    fn carry_out(&self, round: &Round, ops: Vec<Ordered>) -> Vec<DoorResult> {
         if let Some(door) = &self.door {
-            return door.lock().apply(&self.filesystem, ops);
+            return door.lock().apply_in_units(&self.filesystem, ops);
         }
-        ops.into_iter()
-            .map(|(op, origin)| {
-                // Nothing is mounted, so nobody was seen changing what is there.
-                let path = op.path();
-                let decided = round.locals.get(path);
-                let found = self.filesystem.attributes_at(path);
-                if let (Some(decided), Some(found), Expect::Node { .. }) =
-                    (decided, found, op.expect())
-                    && !decided.is_unchanged(&found)
-                {
-                    return DoorResult::Refused {
-                        reason: "it was changed meanwhile".to_owned(),
-                    };
+        let mut held = Held::default();
+        for at in units::of_several(&ops) {
+            if let Some(reason) = self.obstacle(round, &ops[at].op) {
+                held.refused(&ops[at], &reason);
+            }
+        }
+        let mut results = Vec::with_capacity(ops.len());
+        for ordered in ops {
+            let refused = self.obstacle(round, &ordered.op);
+            let result = match refused.or_else(|| held.reason(&ordered)) {
+                Some(reason) => DoorResult::Refused { reason },
+                None => {
+                    let (op, origin) = (ordered.op.clone(), ordered.origin);
+                    self.filesystem.carry_out(op, origin)
                 }
-                self.filesystem.carry_out(op, origin)
-            })
-            .collect()
+            };
+            if let DoorResult::Refused { reason } = &result {
+                held.refused(&ordered, reason);
+            }
+            results.push(result);
+        }
+        results
+    }
+
+    /// Why a change cannot be made where nothing is mounted: nobody was seen changing what
+    /// is there.
+    fn obstacle(&self, round: &Round, op: &DoorOp) -> Option<String> {
+        let decided = round.locals.get(op.path())?;
+        let found = self.filesystem.attributes_at(op.path())?;
+        let changed = matches!(op.expect(), Expect::Node { .. }) && !decided.is_unchanged(&found);
+        changed.then(|| "it was changed meanwhile".to_owned())
+    }
+}
+
+/// A change of this side's tree, and where a refusal of it is noted.
+struct Ordering {
+    path: RelPath,
+    op: DoorOp,
+    unit: Option<Unit>,
+    /// What the step comes to, if it is one of the round's.
+    made: Option<Made>,
+}
+
+impl Ordering {
+    /// One that has to do with no other.
+    fn alone((path, op): (RelPath, DoorOp)) -> Self {
+        Self {
+            path,
+            op,
+            unit: None,
+            made: None,
+        }
     }
 }
 
@@ -71,22 +109,47 @@ pub fn apply(
     journal: &Journal,
     round: &mut Round,
 ) -> Result<Vec<(RelPath, String)>, Error> {
-    let mut ops = Vec::new();
     let mut refused = Vec::new();
     let mut modes = Vec::new();
-    let mut pulls = Vec::new();
+    let mut units = Units::of(round);
+    let mut steps = Vec::new();
     for step in &round.local_steps {
-        match translate(tree, round, step, &mut modes) {
-            Ok((translated, made)) => {
-                pulls.extend(Pull::of(round, step, made));
-                ops.extend(translated.into_iter().map(|op| (step.path.clone(), op)));
-            }
-            Err(reason) => refused.push((step.path.clone(), reason)),
+        if let Some(reason) = never(tree, round, step) {
+            refused.push((step.path.clone(), reason));
+            continue;
         }
+        let unit = units.unit(&step.path);
+        match translate(tree, round, step, &mut modes) {
+            Ok((ops, made)) => steps.push((step, unit, ops, made)),
+            Err(reason) => {
+                units.end(unit, &step.path);
+                refused.push((step.path.clone(), reason));
+            }
+        }
+    }
+    let mut balked: BTreeSet<RelPath> = refused.iter().map(|(path, _)| path.clone()).collect();
+    let mut ops = Vec::new();
+    let mut pulls = Vec::new();
+    for (step, unit, translated, made) in steps {
+        let path = &step.path;
+        if let Some(reason) = units.ended(unit) {
+            refused.push((path.clone(), reason));
+            unstage(tree, &made)?;
+            modes.retain(|(of, _)| of != path);
+            continue;
+        }
+        let ordered = translated.into_iter().map(|op| Ordering {
+            path: path.clone(),
+            op,
+            unit,
+            made: Some(made.clone()),
+        });
+        ops.extend(ordered);
+        pulls.extend(Pull::of(round, step, made));
     }
     for found in &round.found {
         match artefacts(tree, round, found) {
-            Ok(made) => ops.extend(made),
+            Ok(made) => ops.extend(made.into_iter().map(Ordering::alone)),
             Err(reason) => {
                 refused.push((found.conflict.path.clone(), reason));
                 // The older version stays on record, and its artefacts with it.
@@ -97,7 +160,7 @@ pub fn apply(
             found
                 .superseded
                 .iter()
-                .map(|(path, node)| removal(path, *node, round)),
+                .map(|(path, node)| Ordering::alone(removal(path, *node, round))),
         );
     }
     for resolved in &round.resolved {
@@ -105,42 +168,71 @@ pub fn apply(
             resolved
                 .artefacts
                 .iter()
-                .map(|(path, node)| removal(path, *node, round)),
+                .map(|(path, node)| Ordering::alone(removal(path, *node, round))),
         );
     }
-    ops.extend(modes);
+    ops.extend(modes.into_iter().map(Ordering::alone));
     pulls::announce(journal, &tree.reserved, round.peer.id, &pulls)?;
     let origin = Origin::Peer(round.peer.id);
-    let makes = |op: &DoorOp| matches!(op, DoorOp::Place { .. });
-    let clears = |op: &DoorOp| matches!(op, DoorOp::RemoveDir { .. });
     let (paths, ops): (Vec<_>, Vec<_>) = ops
         .into_iter()
-        .map(|(path, op)| ((path, makes(&op), clears(&op)), (op, origin)))
+        .map(|ordering| {
+            let Ordering {
+                path,
+                op,
+                unit,
+                made,
+            } = ordering;
+            ((path, made), Ordered { op, origin, unit })
+        })
         .unzip();
-    let results = tree.carry_out(round, ops);
+    let results = tree.carry_out(round, ops.clone());
     if !pulls.is_empty() {
         pulls::settle(journal, &tree.filesystem, round.peer.id, pulls)?;
     }
-    for ((path, makes, clears), result) in paths.into_iter().zip(results) {
-        match result {
-            DoorResult::Done { n, ino } if makes => {
+    for (((path, made), ordered), result) in paths.into_iter().zip(ops).zip(results) {
+        match (result, &ordered.op) {
+            (DoorResult::Done { n, ino }, DoorOp::Place { .. }) => {
                 round.placed.insert(path, (ino, n));
             }
-            DoorResult::Done { .. } => {}
+            (DoorResult::Done { .. }, _) => {}
             // A directory that is left with nothing but what is not mirrored counts as
             // absent, and what is in it is not deleted.
-            DoorResult::Refused { .. } if clears && holds_only_local(journal, &path)? => {}
-            DoorResult::Refused { reason } => {
+            (DoorResult::Refused { .. }, DoorOp::RemoveDir { .. })
+                if holds_only_local(journal, &path)? => {}
+            (DoorResult::Refused { reason }, _) => {
+                if let Some(made) = &made {
+                    unstage(tree, made)?;
+                }
                 round.placed.remove(&path);
+                if !units::is_held(&reason) {
+                    balked.insert(path.clone());
+                }
                 refused.push((path, reason));
             }
         }
     }
+    round.balked = balked;
     round
         .refused
         .extend(refused.iter().map(|(path, _)| path.clone()));
     round.problems.extend(refused.iter().cloned());
     Ok(refused)
+}
+
+/// Removes what was staged for a change that was not made, and nothing that came in its
+/// place.
+fn unstage(tree: &LocalTree, made: &Made) -> Result<(), Error> {
+    let Made::Placed { staged, ino } = made else {
+        return Ok(());
+    };
+    if tree.filesystem.staged(staged)? == Some(*ino)
+        && let Some(name) = replica::StagedName::new(staged.as_str())
+        && let Err(error) = tree.staging.discard(&name)
+    {
+        tracing::warn!(%error, "something stays in the staging directory");
+    }
+    Ok(())
 }
 
 /// Whether a directory holds something, and all of it is local only.
@@ -172,6 +264,16 @@ fn removal(path: &RelPath, node: LocalNode, round: &Round) -> (RelPath, DoorOp) 
 const SPECIAL_IN_THE_WAY: &str =
     "a FIFO, socket or device is in the way of what the peer has here: move it elsewhere";
 
+/// Why a step is not taken however often it is tried, as long as nobody changes anything. It
+/// is none that others wait for.
+fn never(tree: &LocalTree, round: &Round, step: &Step) -> Option<String> {
+    let special = |node: &LocalNode| node.attr.kind == Kind::Special;
+    if round.locals.get(&step.path).is_some_and(special) {
+        return Some(SPECIAL_IN_THE_WAY.to_owned());
+    }
+    tree.symlinks.refuse(&step.path, step.after.as_ref()?)
+}
+
 /// The operations of one step, and what it comes to. Directories that the daemon itself could not write into
 /// get their mode once they are filled.
 fn translate(
@@ -181,11 +283,6 @@ fn translate(
     modes: &mut Vec<(RelPath, DoorOp)>,
 ) -> Result<(Vec<DoorOp>, Made), String> {
     let path = step.path.clone();
-    if let Some(node) = round.locals.get(&path)
-        && node.attr.kind == Kind::Special
-    {
-        return Err(SPECIAL_IN_THE_WAY.to_owned());
-    }
     let here = match round.locals.get(&path) {
         Some(node) => Expect::Node {
             ino: node.ino,
@@ -219,9 +316,6 @@ fn translate(
     let Some(after) = &step.after else {
         return Ok((vec![vacate(here)], Made::Gone));
     };
-    if let Some(reason) = tree.symlinks.refuse(&path, after) {
-        return Err(reason);
-    }
     if let Some(before) = &step.before
         && before.content == after.content
     {
@@ -466,9 +560,11 @@ pub(super) fn apply_merged(
     contents: &Contents,
 ) -> Result<Vec<(RelPath, String)>, Error> {
     let merged = merge_found(tree, round, contents);
-    let ops = merged
-        .iter()
-        .map(|merged| (merged.op.clone(), Origin::Local));
+    let ops = merged.iter().map(|merged| Ordered {
+        op: merged.op.clone(),
+        origin: Origin::Local,
+        unit: None,
+    });
     let results = tree.carry_out(round, ops.collect());
     let (mut done, mut unfinished) = (Vec::new(), Vec::new());
     for (merged, result) in merged.into_iter().zip(results) {

@@ -1,7 +1,7 @@
 //! The task behind one peer: feeds the state machine with what happens and carries its
 //! commands out.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -112,6 +112,8 @@ pub(super) struct Driver {
     created: HashMap<RelPath, Instant>,
     /// Deletions that wait for more of them.
     gathering: Option<usize>,
+    /// The local steps that the last round was refused, each by itself.
+    balked: BTreeSet<RelPath>,
     /// A simulation is to make a link.
     #[cfg(test)]
     dials: bool,
@@ -148,6 +150,7 @@ impl Driver {
             last_stderr: None,
             problems: Default::default(),
             gathering: None,
+            balked: BTreeSet::new(),
             deleted: Vec::new(),
             grown: Vec::new(),
             created: HashMap::new(),
@@ -634,6 +637,7 @@ impl Driver {
                 .collect(),
             grown_lately: self.grown.iter().map(|(_, files)| *files).collect(),
             resolutions: self.resolutions.clone(),
+            balked: self.balked.clone(),
             agree,
             name_artefacts: self.context.name_artefacts.load(Ordering::Relaxed),
             most: Some(MOST),
@@ -926,6 +930,7 @@ impl Driver {
                 Err(error) => Some(Event::RoundFailed(error.to_string())),
             },
             Finished::Applied { round, result } => {
+                self.balked.clone_from(&round.balked);
                 self.round = Some(Arc::new(Mutex::new(*round)));
                 Some(match result {
                     Ok(refused) => Event::LocalApplied {

@@ -30,6 +30,7 @@ mod setting;
 mod store;
 #[cfg(test)]
 mod tests;
+mod units;
 mod work;
 
 #[cfg(test)]

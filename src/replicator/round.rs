@@ -72,6 +72,8 @@ pub struct Orders {
     pub grown_lately: Vec<isize>,
     /// Conflicts that somebody resolved.
     pub resolutions: HashMap<RelPath, Resolution>,
+    /// The local steps that were refused in the round before, each by itself.
+    pub balked: BTreeSet<RelPath>,
     /// Make an agreement even if nothing has to be done.
     pub agree: bool,
     /// Several peers are configured, so artefacts carry this one's name.
@@ -195,6 +197,8 @@ pub struct Round {
     pub refused: BTreeSet<RelPath>,
     /// What local steps made, by path, with the number of the change.
     pub placed: HashMap<RelPath, (Ino, u64)>,
+    /// What was refused by itself: of the round before, then of this one.
+    pub balked: BTreeSet<RelPath>,
     /// Which way changes travel.
     pub policy: Policy,
     /// Whether that is another way than in earlier rounds, so that it looked at everything.
@@ -344,6 +348,7 @@ pub fn plan(
     round.moved = moved;
     round.resume = orders.resume;
     round.resolutions.clone_from(&orders.resolutions);
+    round.balked.clone_from(&orders.balked);
     round.policy = orders.policy;
     round.policy_is_news = policy_is_news;
     round.had_unsettled = unsettled;
@@ -846,6 +851,7 @@ fn assemble(
         incoming: HashMap::new(),
         missing: HashSet::new(),
         refused: BTreeSet::new(),
+        balked: BTreeSet::new(),
         placed: HashMap::new(),
         policy: Policy::TwoWay,
         policy_is_news: false,

@@ -49,6 +49,7 @@ mod storm;
 mod symlinks;
 mod takeover;
 mod trash;
+mod units;
 mod versions;
 mod watch;
 mod without_mount;
