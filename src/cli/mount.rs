@@ -73,6 +73,7 @@ impl Mount {
             conflict: self.conflict,
             symlinks: self.symlinks,
             mount: true,
+            refill: false,
             dry_run: false,
         }
     }

@@ -102,12 +102,7 @@ impl Sync {
             _ => dir,
         };
         let peer = match (&found, &self.only) {
-            (Some((mirror, record)), Some(name)) => {
-                let status = super::status::of(mirror, record)?;
-                let name = peer_named(&status, name)?;
-                let peer = status.peers.into_iter().find(|peer| peer.name == name);
-                peer.map(|peer| peer.url)
-            }
+            (Some((mirror, record)), Some(name)) => Some(place_of(mirror, record, name)?),
             _ => self.peer.clone(),
         };
         self.unmounted(tree, peer)
@@ -140,7 +135,7 @@ impl Sync {
                 {
                     std::thread::sleep(LOOK);
                 }
-                Response::Flushed(flushed) => return Ok(self.say(&flushed)),
+                Response::Flushed(flushed) => return Ok(say(&flushed)),
                 other => return Err(unexpected(&other)),
             }
         }
@@ -212,7 +207,7 @@ impl Sync {
                 ))
                 .hint(format!("add one: mirrorfs peer add {tree} PEER")))
             }
-            Response::Flushed(flushed) => Ok(self.say(&flushed)),
+            Response::Flushed(flushed) => Ok(say(&flushed)),
             other => Err(unexpected(&other)),
         }
     }
@@ -235,33 +230,48 @@ impl Sync {
             timeout: self.timeout,
             dry_run: self.dry_run,
             force: self.force,
+            resume: None,
         };
         let report = once::run(&order, &round, &mut Terminal)?;
         for line in &report.plan {
             print(line);
         }
         match &report.flushed {
-            Some(flushed) => Ok(self.say(flushed)),
+            Some(flushed) => Ok(say(flushed)),
             None => Ok(report.exit),
         }
     }
+}
 
-    fn say(&self, flushed: &Flushed) -> Exit {
-        let exit = flushed.exit();
-        let text = render::flushed(flushed);
-        // What went wrong is for people, also where a script takes the output.
-        if exit == Exit::Done {
-            print(text.trim_end());
-        } else {
-            complain(&text.trim_end());
-        }
-        exit
+/// Tells what was reached.
+pub(super) fn say(flushed: &Flushed) -> Exit {
+    let exit = flushed.exit();
+    let text = render::flushed(flushed);
+    // What went wrong is for people, also where a script takes the output.
+    if exit == Exit::Done {
+        print(text.trim_end());
+    } else {
+        complain(&text.trim_end());
     }
+    exit
 }
 
 /// How long the daemon may take to answer a request that takes up to `timeout`.
 pub(super) fn patience(timeout: Duration) -> Duration {
     timeout.saturating_add(Duration::from_secs(30))
+}
+
+/// The place of the peer that a user means by a name or a place, of a tree that is not
+/// mounted.
+pub(super) fn place_of(
+    mirror: &MirrorDir,
+    record: &Record,
+    wanted: &str,
+) -> Result<String, Failure> {
+    let status = super::status::of(mirror, record)?;
+    let name = peer_named(&status, wanted)?;
+    let peer = status.peers.into_iter().find(|peer| peer.name == name);
+    Ok(peer.map_or_else(|| wanted.to_owned(), |peer| peer.url))
 }
 
 /// The name of the peer that a user means by a name or a place.

@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::failure::{Failure, OrFail};
+use super::failure::Failure;
+use super::gone;
 use super::mounts::{self, Mounts};
 use super::state::{MirrorDir, Record, StateDir};
 use crate::replica::Reserved;
@@ -14,17 +15,35 @@ use crate::replica::Reserved;
 /// Finds the mirror that `path` is the tree of, or lies in; none if it lies in none
 /// that this user has state of.
 pub fn find(state: &StateDir, path: &Path) -> Result<Option<(MirrorDir, Record)>, Failure> {
-    let canonical = mounts::canonical(path)
-        .or_fail(|| format!("cannot resolve {}", path.display()))
-        .map_err(|failure| failure.hint("name the directory of a mirror, or one inside it"))?;
+    let canonical = match mounts::canonical(path) {
+        Ok(canonical) => canonical,
+        Err(error) => {
+            return Err(gone::missing(state, path)?.unwrap_or_else(|| {
+                Failure::new(format!("cannot resolve {}", path.display()))
+                    .because(&error)
+                    .hint("name the directory of a mirror, or one inside it")
+            }));
+        }
+    };
     let all = state.all()?;
-    let by_path = all
-        .iter()
-        .filter(|(_, record)| canonical.starts_with(&record.tree))
-        .max_by_key(|(_, record)| record.tree.components().count());
-    if let Some((dir, record)) = by_path
-        && (dir.owner()?.is_some() || !is_anothers(record))
-    {
+    let depth = |record: &Record| record.tree.components().count();
+    let above = |record: &Record| canonical.starts_with(&record.tree);
+    let by_path = all.iter().filter(|(_, record)| above(record));
+    let nearest = by_path.clone().map(|(_, record)| depth(record)).max();
+    // Several mirrors may have had their trees at one place, one after the other.
+    let mut last = None;
+    for (dir, record) in by_path.filter(|(_, record)| Some(depth(record)) == nearest) {
+        if dir.owner()?.is_some() {
+            return Ok(Some((dir.clone(), record.clone())));
+        }
+        if !is_anothers(record) {
+            let at = dir.taken_at();
+            if last.as_ref().is_none_or(|(before, _, _)| at >= *before) {
+                last = Some((at, dir, record));
+            }
+        }
+    }
+    if let Some((_, dir, record)) = last {
         return Ok(Some((dir.clone(), record.clone())));
     }
     // A mount seen through another path, such as a bind mount.
@@ -132,6 +151,22 @@ mod tests {
             let (found, known) = find(&state, &inside).unwrap().unwrap();
             assert_eq!((found, known), (mirror.clone(), record.clone()));
         }
+
+        // Another mirror's tree was at the same place: whoever has it now is meant.
+        let next = state.claim(Id([7; 16]), Id([8; 16])).unwrap();
+        let another = Record {
+            id: MirrorIdText(Id([7; 16])),
+            replica: Id([8; 16]),
+            ..record.clone()
+        };
+        next.write_record(&another).unwrap();
+        let (found, _) = find(&state, &tree).unwrap().unwrap();
+        assert_eq!(found, mirror, "by the identity of the tree");
+        let held = crate::daemon::lock::Lock::take_from_the_dying(&next.lock()).unwrap();
+        let (found, _) = find(&state, &tree).unwrap().unwrap();
+        assert_eq!(found, next, "by its owner");
+        drop(held);
+        fs::remove_dir_all(next.path()).unwrap();
 
         // Moved, and another tree put in its place.
         let moved = dir.join("moved");

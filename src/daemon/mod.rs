@@ -9,6 +9,7 @@ pub mod control;
 pub mod doctor;
 pub mod exit;
 pub mod failure;
+mod gone;
 pub mod holders;
 pub mod launch;
 pub mod locate;

@@ -13,6 +13,7 @@ use super::service;
 use super::site::{Order, Site, local_tree};
 use super::state::Mode;
 use super::trash;
+use crate::replicator::Resume;
 use crate::tree::Timestamp;
 
 /// How often a dry run looks whether its plan is ready.
@@ -29,6 +30,8 @@ pub struct Round {
     pub dry_run: bool,
     /// Compare everything anew, whatever is recorded.
     pub force: bool,
+    /// What is meant where a brake holds something back.
+    pub resume: Option<Resume>,
 }
 
 /// What a round did, or would do.
@@ -106,7 +109,17 @@ fn forget(site: &Site) -> Result<(), Failure> {
 }
 
 async fn exchange(site: &Site, round: &Round) -> Result<Report, Failure> {
-    let peers = Peers::start_some(site, &local_tree(site, None)?, site.ordered, round.dry_run)?;
+    let tree = local_tree(site, None)?;
+    let peers = Peers::start_some(site, &tree, site.ordered, round.dry_run)?;
+    if let Some(resume) = round.resume {
+        let (_, wiped) = peers.resume(None, resume);
+        if resume == Resume::Refill
+            && let Err(failure) = trash::bring_back(&tree, &wiped)
+        {
+            peers.stop().await;
+            return Err(failure);
+        }
+    }
     let report = if round.dry_run {
         preview(&peers, round.timeout).await
     } else {

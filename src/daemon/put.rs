@@ -75,10 +75,15 @@ pub(super) fn put(
 }
 
 fn carry_out(tree: &LocalTree, ops: Vec<(DoorOp, Origin)>) -> Result<(), RestoreError> {
-    let Some(door) = &tree.door else {
-        return Err(io::Error::other("the tree is not mounted").into());
+    let results = match &tree.door {
+        Some(door) => door.lock().apply(&tree.filesystem, ops),
+        // Nothing is mounted, and the tree is this process's.
+        None => ops
+            .into_iter()
+            .map(|(op, origin)| tree.filesystem.carry_out(op, origin))
+            .collect(),
     };
-    for result in door.lock().apply(&tree.filesystem, ops) {
+    for result in results {
         if let DoorResult::Refused { reason } = result {
             return Err(io::Error::other(reason).into());
         }

@@ -137,6 +137,12 @@ pub fn unmounted(dir: &MirrorDir, record: &Record) -> Result<Status, Failure> {
         return Ok(status);
     };
     fill(&mut status, &view).or_fail(message)?;
+    if let Some(reason) = super::gone::told(dir, record) {
+        for peer in &mut status.peers {
+            peer.state = PeerState::Halted;
+            peer.halt_reason.get_or_insert_with(|| reason.clone());
+        }
+    }
     Ok(status)
 }
 

@@ -16,7 +16,7 @@ use super::failure::{Failure, OrFail};
 use super::lock::{Attempt, DYING, Lock};
 use super::mounts::Mounts;
 use super::state::{MirrorDir, MirrorIdText, Mode, OnConflict, Record, StateDir};
-use super::{locate, lost, place, takeover};
+use super::{gone, locate, lost, place, takeover};
 use crate::door::Door;
 use crate::fs::{Filesystem, FsOptions, Lower, RecoveryReport, raise_descriptor_limit};
 use crate::replica::{Identity, Owner, Reserved, Staging};
@@ -46,6 +46,8 @@ pub struct Order {
     pub symlinks: Option<Symlinks>,
     /// Whether FUSE will be needed.
     pub mount: bool,
+    /// An empty directory is filled from the peers where a tree was before.
+    pub refill: bool,
     /// Nothing is to change, here or on the peer: what has to be written down is written
     /// elsewhere, and goes with the site.
     pub dry_run: bool,
@@ -88,7 +90,10 @@ impl Site {
         claimed: impl FnOnce(&MirrorDir) -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
         let mut state = StateDir::find()?;
-        let tree = place::tree(&order.dir)?;
+        let tree = match place::tree(&order.dir) {
+            Ok(tree) => tree,
+            Err(failure) => return Err(gone::missing(&state, &order.dir)?.unwrap_or(failure)),
+        };
         let name = tree.display();
 
         let cleared = crate::fuse::clear_dead_mount(&tree)
@@ -130,7 +135,7 @@ impl Site {
             .or_fail(|| "cannot make a directory for temporary files".into())?;
         let (reserved, identity, met) = {
             let _one_at_a_time = lock_root(&lower)?;
-            identify(&lower, &state, peer.as_ref(), scratch.as_ref(), say)?
+            identify(&lower, &state, order, peer.as_ref(), scratch.as_ref(), say)?
         };
         if let Some(scratch) = &scratch {
             let aside = StateDir::aside(&scratch.path().join("state"));
@@ -412,6 +417,7 @@ pub fn peer_at(text: &str, tree: &Path) -> Result<PeerUrl, Failure> {
 fn identify(
     lower: &Lower,
     state: &StateDir,
+    order: &Order,
     peer: Option<&PeerUrl>,
     scratch: Option<&Scratch>,
     say: &mut dyn Announce,
@@ -419,7 +425,16 @@ fn identify(
     let reserved = lower.dir().join(".mirrorfs");
     let message = || format!("cannot prepare {}", reserved.display());
     let root = lower.root().as_fd();
-    let own = Reserved::open(root).or_fail(message)?;
+    let mut own = Reserved::open(root).or_fail(message)?;
+    if own.is_none()
+        && is_empty(lower)?
+        && let Some(record) = gone::known_at(state, lower.dir())?
+    {
+        if !order.refill {
+            return Err(gone::emptied(&record));
+        }
+        own = Some(Reserved::create_again(root, record.identity()).or_fail(message)?);
+    }
     let met = match peer {
         Some(peer) if !is_known(state, own.as_ref().map(|(_, identity)| identity), peer)? => {
             let mirror = own.as_ref().map(|(_, identity)| identity.mirror);

@@ -261,6 +261,12 @@ impl MirrorDir {
         self.path.join("daemon.log")
     }
 
+    /// When its record was written last; none if that cannot be told.
+    pub(super) fn taken_at(&self) -> Option<std::time::SystemTime> {
+        let record = fs::metadata(self.path.join("mirror.json")).ok()?;
+        record.modified().ok()
+    }
+
     /// Whether a process owns the mirror, and which.
     pub fn owner(&self) -> Result<Option<Option<u32>>, Failure> {
         Lock::holder(&self.lock()).or_fail(|| format!("cannot look at {}", self.lock().display()))

@@ -72,6 +72,22 @@ impl Reserved {
     /// off is completed; one that is complete is taken as it is if it belongs to
     /// `mirror`.
     pub fn create(root: BorrowedFd<'_>, mirror: MirrorId) -> Result<(Self, Identity), Error> {
+        Self::make(root, mirror, None)
+    }
+
+    /// The same for a tree that was lost: with the identity it had.
+    pub fn create_again(
+        root: BorrowedFd<'_>,
+        identity: Identity,
+    ) -> Result<(Self, Identity), Error> {
+        Self::make(root, identity.mirror, Some(identity.replica))
+    }
+
+    fn make(
+        root: BorrowedFd<'_>,
+        mirror: MirrorId,
+        replica: Option<ReplicaId>,
+    ) -> Result<(Self, Identity), Error> {
         make_dir(root, ".mirrorfs").context("create", ".mirrorfs")?;
         let dir = open_dir(root, ".mirrorfs").context("open", ".mirrorfs")?;
         if let Some(identity) = read_identity(dir.as_fd())? {
@@ -85,10 +101,11 @@ impl Reserved {
         // So that no repository around the tree sees any of this.
         replace_file(dir.as_fd(), ".gitignore", b"*\n")?;
         let reserved = Self::with(dir)?;
-        let identity = Identity {
-            mirror,
-            replica: Id::random().map_err(|_| Error::Random)?,
+        let replica = match replica {
+            Some(replica) => replica,
+            None => Id::random().map_err(|_| Error::Random)?,
         };
+        let identity = Identity { mirror, replica };
         // Last, because it is what makes the directory complete.
         let file = IdentityFile {
             mirror: identity.mirror.to_string(),

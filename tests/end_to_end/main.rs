@@ -43,6 +43,7 @@ mod pulled;
 mod refusals;
 mod repositories;
 mod rollback;
+mod roots;
 mod scale;
 mod settle;
 mod storm;

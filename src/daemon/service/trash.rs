@@ -38,14 +38,7 @@ impl Service {
     /// Brings back what a wipe on a peer had taken before a brake was engaged.
     pub(super) async fn bring_back(&self, paths: Vec<RelPath>) -> Result<(), Failure> {
         let tree = self.tree.clone();
-        let restored = blocking(move || trash::restore_mounted(&tree, &paths, None)).await?;
-        for trash::Restored { path, error, .. } in restored {
-            // What has been made anew meanwhile stays as it is.
-            if let Some(error) = error {
-                tracing::warn!(%path, error, "not brought back from the trash");
-            }
-        }
-        Ok(())
+        blocking(move || trash::bring_back(&tree, &paths)).await
     }
 
     pub(super) async fn empty(&self, older_than_ms: u64) -> Result<Response, Failure> {
