@@ -389,7 +389,8 @@ impl Filesystem {
     }
 
     /// The registered SetMeta that a request on a node belongs to, its expectation
-    /// checked. To be called with the node's lock held.
+    /// checked. To be called with the node's lock held. The door does nothing but what is
+    /// registered: where the node has another path by now, it is not done.
     pub(super) fn claim_meta(&self, caller: &Caller, ino: Ino) -> Result<Option<Claim>> {
         if !self.door.is_door(caller) {
             return Ok(None);
@@ -403,25 +404,28 @@ impl Filesystem {
             let found = self.stat(&node)?;
             self.expect(claim, Some(&found))?;
         }
-        Ok(claim)
+        claim.map(Some).ok_or(Errno::STALE)
     }
 
+    /// The registered removal that a request belongs to. As with [`Self::claim_meta`], the
+    /// door removes nothing else: its directory may have been moved meanwhile.
     pub(super) fn claim_removal(
         &self,
         caller: &Caller,
         parent: Ino,
         name: &[u8],
         directory: bool,
-    ) -> Option<Claim> {
+    ) -> Result<Option<Claim>> {
         if !self.door.is_door(caller) {
-            return None;
+            return Ok(None);
         }
-        let removed = self.child_path(parent, name)?;
-        self.door.find(|op| match op {
+        let removed = self.child_path(parent, name).ok_or(Errno::STALE)?;
+        let claim = self.door.find(|op| match op {
             DoorOp::Remove { path, .. } => !directory && *path == removed,
             DoorOp::RemoveDir { path, .. } => directory && *path == removed,
             _ => false,
-        })
+        });
+        claim.map(Some).ok_or(Errno::STALE)
     }
 
     /// Checks what is at an operation's path, under the lock that keeps it there.

@@ -20,7 +20,7 @@ impl Filesystem {
         self.writable()?;
         let _namespace = self.namespace.write();
         self.allowed(parent, name)?;
-        let claim = self.claim_removal(caller, parent, name, false);
+        let claim = self.claim_removal(caller, parent, name, false)?;
         let found = self.stat_child(parent, name)?;
         if found.file_type == FileType::Directory {
             return Err(Errno::ISDIR);
@@ -71,7 +71,7 @@ impl Filesystem {
         self.writable()?;
         let _namespace = self.namespace.write();
         self.allowed(parent, name)?;
-        let claim = self.claim_removal(caller, parent, name, true);
+        let claim = self.claim_removal(caller, parent, name, true)?;
         let found = self.stat_child(parent, name)?;
         if let Some(claim) = &claim {
             self.expect(claim, Some(&found))?;

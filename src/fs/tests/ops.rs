@@ -7,6 +7,7 @@ use rustix::fs::{FallocateFlags, FileType, RenameFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 
 use super::{Fixture, path};
+use crate::fs::descriptors::Use;
 use crate::fs::{Caller, Changes, DoorOp, DoorResult, Expect, SetTime, StagedName};
 use crate::replica::Reserved;
 use crate::replica::trash::tests::check_bounds;
@@ -257,6 +258,8 @@ fn an_unlinked_file_lives_until_it_is_forgotten() {
     t.fs.forget(ino, 1);
     assert_eq!(t.fs.getattr(ino).err(), Some(Errno::STALE));
     assert_eq!(t.fs.known_nodes(), before - 1);
+    // Nor does anything keep its space.
+    assert!(t.fs.descriptors.get(ino, Use::Write).is_none());
 }
 
 #[test]
@@ -721,4 +724,84 @@ fn a_file_with_names_that_nobody_looked_up_stays_captured() {
     t.fs.write(ino, 0, b"unnamed", None).unwrap();
     assert_eq!(t.read(ino), b"unnamed");
     t.assert_captured();
+}
+
+/// The door has opened a directory, which somebody moves before the door changes what is in
+/// it: that is not where the change was to be made, and nothing happens.
+#[test]
+fn the_door_changes_nothing_where_a_directory_was_moved_to() {
+    let t = Fixture::new();
+    let (own, root, flags) = (Caller::own(), t.root(), RenameFlags::empty());
+    let door = Caller {
+        pid: 4_000_001,
+        ..own
+    };
+    let greeting = t.fs.expect_door().unwrap().door_name();
+    let met = t.fs.lookup(&door, root, greeting.as_bytes());
+    assert_eq!(met.err(), Some(crate::fs::GREETED));
+    let dir = t.mkdir(root, "d");
+    let (f, sub) = (t.create(dir, "f", b"mine"), t.mkdir(dir, "sub"));
+    let expect = |ino| Expect::Node {
+        ino,
+        unchanged_since: t.journal.recorder().last(),
+    };
+    let staged = stage(&t, b"theirs");
+    let ops = [
+        DoorOp::Place {
+            staged: staged.clone(),
+            path: path("d/new"),
+            expect: Expect::Absent,
+        },
+        DoorOp::Remove {
+            path: path("d/f"),
+            expect: expect(f),
+        },
+        DoorOp::RemoveDir {
+            path: path("d/sub"),
+            expect: expect(sub),
+        },
+        DoorOp::SetMeta {
+            path: path("d/f"),
+            expect: expect(f),
+            mode: Some(0o600),
+            mtime: None,
+            xattrs: None,
+        },
+    ];
+    let tickets = ops.map(|op| t.fs.register(op, Origin::Peer(PeerId(7))));
+    t.fs.rename(&own, root, b"d", root, b"moved", flags)
+        .unwrap();
+    let before = t.journal.recorder().last();
+    assert_eq!(place(&t, &staged, "moved/new"), Err(Errno::STALE));
+    assert_eq!(t.fs.unlink(&door, dir, b"f"), Err(Errno::STALE));
+    assert_eq!(t.fs.rmdir(&door, dir, b"sub"), Err(Errno::STALE));
+    let mode = Changes {
+        mode: Some(0o600),
+        ..Changes::default()
+    };
+    assert_eq!(t.fs.setattr(&door, f, &mode).err(), Some(Errno::STALE));
+    let set =
+        t.fs.setxattr(&door, f, b"user.a", b"1", XattrFlags::empty(), None);
+    assert_eq!(set, Err(Errno::STALE));
+    assert_eq!(t.journal.recorder().last(), before);
+    assert!(trash(&t).is_empty());
+    for ticket in &tickets {
+        assert!(!matches!(ticket.result(), Some(DoorResult::Done { .. })));
+    }
+    t.assert_captured();
+}
+
+/// Somebody put another file in the place of one in the covered directory: what is done with
+/// the one is not done with the other, and that is said.
+#[test]
+fn what_was_replaced_behind_the_mount_is_not_taken_for_what_it_was() {
+    let t = Fixture::new();
+    let ino = t.create(t.root(), "f", b"known");
+    t.fs.descriptors.remove(ino);
+    std::fs::write(t.tree.join("other"), "other").unwrap();
+    std::fs::rename(t.tree.join("other"), t.tree.join("f")).unwrap();
+    assert_eq!(t.fs.write(ino, 0, b"x", None), Err(Errno::STALE));
+    assert_eq!(t.fs.getattr(ino).err(), Some(Errno::STALE));
+    assert_eq!(std::fs::read(t.tree.join("f")).unwrap(), b"other");
+    assert!(t.fs.problems().iter().any(|(at, _)| *at == path("f")));
 }
