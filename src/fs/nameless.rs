@@ -8,8 +8,8 @@ use rustix::fs::{Mode, OFlags};
 use super::attributes::Attributes;
 use super::caller::{hand_over_open, set_umask};
 use super::descriptors::Use;
-use super::lower::{proc_path, stat_open};
-use super::ops_meta::user_xattrs;
+use super::lower::stat_open;
+use super::ops_meta::own_user_xattrs;
 use super::{Caller, Filesystem, Found, Result};
 use crate::tree::Ino;
 
@@ -56,7 +56,11 @@ impl Filesystem {
         held: BorrowedFd<'_>,
     ) -> Result<()> {
         self.born(attributes.ino);
-        let xattrs = user_xattrs(&proc_path(held))?;
+        let xattrs = own_user_xattrs(held)?;
+        let attributes = &Attributes {
+            ctime: stat_open(held)?.ctime,
+            ..*attributes
+        };
         self.record_created(Origin::Local, parent, name, attributes, None, &xattrs)?;
         Ok(())
     }

@@ -4,13 +4,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, StatVfs};
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, StatVfs};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
 use super::descriptors::Use;
 use super::door::{GREETED, is_reserved, placed_token};
-use super::lower::{open_beneath, stat_name};
+use super::lower::{reopen, stat_name};
 use super::table::STAGING;
 use super::{Caller, Filesystem, Found, Result};
 use crate::tree::{Ino, RESERVED, Timestamp};
@@ -216,9 +216,9 @@ impl Filesystem {
             return Ok(held);
         }
         let directory = self.directory(ino)?;
+        // Itself, and not the "." in it, which takes the right to search it.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let opened =
-            self.with_room(|| open_beneath(directory.as_fd(), b".", flags, Mode::empty()))?;
+        let opened = self.with_room(|| reopen(directory.as_fd(), flags))?;
         prime(&opened)?;
         Ok(self.descriptors.put(ino, Use::Read, opened))
     }

@@ -1,6 +1,6 @@
 //! Attributes and extended attributes.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use mirrorfs_journal::{Change, Origin};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
@@ -227,7 +227,8 @@ impl Filesystem {
             attributes = self.stat(&node)?;
         }
         let n = if name.starts_with(b"user.") {
-            let xattrs = user_xattrs(&path)?;
+            let xattrs = own_user_xattrs(handle.as_fd())?;
+            let attributes = self.stat(&node)?;
             self.record_node(origin, &node, || Change::Xattrs {
                 ino,
                 attr: attributes.recorded(),
@@ -283,6 +284,24 @@ pub(crate) fn user_xattrs(path: &std::path::Path) -> Result<Xattrs> {
         }
     }
     Ok(xattrs)
+}
+
+/// The same of a file of ours whose own mode forbids to read them: an ordinary user may have
+/// set one on a file that he may only write to. The time of its change moves with that.
+pub(super) fn own_user_xattrs(held: BorrowedFd<'_>) -> Result<Xattrs> {
+    let path = proc_path(held);
+    match user_xattrs(&path) {
+        Err(Errno::ACCESS) => {}
+        other => return other,
+    }
+    let before = stat_open(held)?;
+    if before.uid != rustix::process::geteuid().as_raw() {
+        return Err(Errno::ACCESS);
+    }
+    rustix::fs::chmod(&path, Mode::from_raw_mode(before.mode | 0o400))?;
+    let read = user_xattrs(&path);
+    rustix::fs::chmod(&path, Mode::from_raw_mode(before.mode))?;
+    read
 }
 
 /// Calls with a small buffer first and with the largest the kernel knows then.

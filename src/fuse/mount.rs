@@ -215,8 +215,7 @@ fn serve(
     };
     // Who may come in is decided by the kernel: allow_other or not.
     let seats = Seats::new(options.threads);
-    let session =
-        Session::establish(fuse, options.privileged, options.io_uring, &seats).map_err(failed)?;
+    let session = Session::establish(fuse, options.io_uring, &seats).map_err(failed)?;
     let device = Arc::clone(session.device());
     filesystem.on_stale_attributes(Some(Box::new(move |ino| {
         if let Err(error) = device.attributes_changed(ids.id(ino)) {

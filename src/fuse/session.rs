@@ -64,14 +64,8 @@ pub(super) struct Serving {
 
 impl Session {
     /// Takes a descriptor that was just mounted and answers the kernel's first request.
-    /// `acls` is whether the kernel shall check POSIX ACLs, which takes root; `ring` is
-    /// whether io_uring shall be used where that is possible.
-    pub(super) fn establish(
-        fuse: OwnedFd,
-        acls: bool,
-        ring: bool,
-        seats: &Seats,
-    ) -> io::Result<Self> {
+    /// `ring` is whether io_uring shall be used where that is possible.
+    pub(super) fn establish(fuse: OwnedFd, ring: bool, seats: &Seats) -> io::Result<Self> {
         let device = Device::from(fuse);
         let slow = Slow::start()?;
         let mut buffer = device::buffer();
@@ -100,7 +94,7 @@ impl Session {
                     abi::LEAST_MINOR
                 )));
             }
-            let mut flags = offered.flags & wanted(acls);
+            let mut flags = offered.flags & WANTED;
             // Before the answer: what it promises has to be there.
             let rings = match (ring, offered.flags & init::OVER_IO_URING) {
                 (false, _) => Err(NoRing::NotWanted),
@@ -248,26 +242,22 @@ impl std::fmt::Display for Channel {
 ///
 /// ATOMIC_O_TRUNC is not: with OPEN never asked, nobody would truncate. Nor is
 /// WRITEBACK_CACHE: an acknowledged write would die with the daemon.
-fn wanted(acls: bool) -> u64 {
-    let mut wanted = init::ASYNC_READ
-        | init::BIG_WRITES
-        | init::PARALLEL_DIROPS
-        | init::DO_READDIRPLUS
-        | init::CACHE_SYMLINKS
-        | init::HANDLE_KILLPRIV_V2
-        | init::NO_OPEN_SUPPORT
-        | init::NO_OPENDIR_SUPPORT
-        | init::EXPLICIT_INVAL_DATA
-        | init::MAX_PAGES
-        | init::SETXATTR_EXT
-        | init::INIT_EXT
-        // Lower applies the caller's umask, or a default ACL in its place.
-        | init::DONT_MASK;
-    if acls {
-        wanted |= init::POSIX_ACL;
-    }
-    wanted
-}
+const WANTED: u64 = init::ASYNC_READ
+    | init::BIG_WRITES
+    | init::PARALLEL_DIROPS
+    | init::DO_READDIRPLUS
+    | init::CACHE_SYMLINKS
+    | init::HANDLE_KILLPRIV_V2
+    | init::NO_OPEN_SUPPORT
+    | init::NO_OPENDIR_SUPPORT
+    | init::EXPLICIT_INVAL_DATA
+    | init::MAX_PAGES
+    | init::SETXATTR_EXT
+    | init::INIT_EXT
+    // Also where an ordinary user mounts: an ACL lets him in, and changes a mode.
+    | init::POSIX_ACL
+    // Lower applies the caller's umask, or a default ACL in its place.
+    | init::DONT_MASK;
 
 /// What the kernel offers.
 #[derive(Clone, Copy, Debug)]
@@ -353,7 +343,7 @@ mod tests {
         let offered = init::INIT_EXT | init::BIG_WRITES | init::OVER_IO_URING | 1 << 3;
         let offer = Offer::read(opcode::INIT, &bytes(offered)).unwrap();
         assert_eq!(offer.flags, offered);
-        let flags = offer.flags & wanted(true);
+        let flags = offer.flags & WANTED;
         assert_eq!(flags, init::INIT_EXT | init::BIG_WRITES);
         let answer = offer.answer(flags | init::OVER_IO_URING);
         assert_eq!(u64::from(answer.flags2), init::OVER_IO_URING >> 32);

@@ -244,3 +244,51 @@ for number, (uid, groups) in enumerate(((ALICE, [TEAM]), (BOB, []), (0, []))):
     );
     pair.down();
 }
+
+/// Modes and ACLs mean the same in the mount of an ordinary user, whose daemon is held to them
+/// as well: ACLs that he sets, and those by which others let him in; the right to list without
+/// that to search, and to write without that to read.
+#[test]
+fn modes_and_acls_in_the_mount_of_an_ordinary_user() {
+    let pair = Pair::of_ordinary_user_with(|dir| {
+        let script = "
+            umask 077; for name in given closed; do echo theirs >$name; chown 61201:61201 $name; done
+            mkdir shared; chown 61201:61201 shared; echo in >shared/in
+            setfacl -m u:nobody:rw given; setfacl -m u:nobody:rwx shared; setfacl -m u:61202:rw closed";
+        let mut shell = std::process::Command::new("sh");
+        let done = shell.args(["-ec", script]).current_dir(dir).status();
+        assert!(done.unwrap().success());
+    });
+    pair.python(
+        r"
+import errno, os, subprocess
+def attempt(call, *args, **more):
+    try: return call(*args, **more)
+    except OSError as error: return errno.errorcode[error.errno]
+def append(path):
+    with open(path, 'a') as f: return f.write('mine')
+def shown(*paths):
+    for path in paths:
+        stat = os.stat(path); print(path, oct(stat.st_mode), stat.st_uid, stat.st_gid)
+        print(subprocess.run(['getfacl', '-cnp', path], capture_output=True, text=True).stdout)
+print([attempt(append, path) for path in ('given', 'closed', 'shared/in', 'shared/mine')], attempt(open, 'closed'), open('given').read(), attempt(os.listdir, 'shared'))
+print([os.access(path, mode) for path in ('given', 'closed', 'shared') for mode in (4, 2, 1)])
+shown('given', 'closed', 'shared', 'shared/mine')
+os.umask(0o022); open('f', 'w').close(); shown('f')
+subprocess.check_call(['setfacl', '-m', 'u:61202:rwx', 'f']); shown('f')
+os.chmod('f', 0o640); shown('f'); os.chmod('f', 0o600); shown('f')
+subprocess.check_call(['setfacl', '-m', 'm::r', 'f']); shown('f')
+subprocess.check_call(['setfacl', '-b', 'f']); shown('f')
+os.mkdir('d'); subprocess.check_call(['setfacl', '-d', '-m', 'u:61202:rwx,o::-', 'd']); shown('d')
+os.umask(0o077); open('d/f', 'w').close(); os.mkdir('d/e'); open('d/e/f', 'w').close(); shown('d/f', 'd/e', 'd/e/f')
+subprocess.check_call(['setfacl', '-k', 'd']); open('d/g', 'w').close(); shown('d', 'd/g')
+# A directory that may be listed and not searched, and a file that may only be written to.
+os.mkdir('listed'); open('listed/in', 'w').close(); os.chmod('listed', 0o400); print(os.listdir('listed'), attempt(os.stat, 'listed/in')); os.chmod('listed', 0o700)
+open('deaf', 'w').close(); os.chmod('deaf', 0o200); print(attempt(os.setxattr, 'deaf', 'user.a', b'1'), attempt(os.getxattr, 'deaf', 'user.a'), attempt(append, 'deaf'), oct(os.stat('deaf').st_mode))
+os.chmod('deaf', 0o600); print(os.getxattr('deaf', 'user.a'), open('deaf').read())
+# What takes away his own right.
+subprocess.check_call(['setfacl', '-m', 'u::-', 'f']); print(attempt(open, 'f')); os.chmod('f', 0o600); print(attempt(append, 'f'))
+",
+    );
+    pair.down();
+}
