@@ -675,7 +675,7 @@ fn a_termination_signal_unmounts_in_order() {
 #[test]
 fn a_termination_signal_during_the_start_leaves_no_mount() {
     let sandbox = Sandbox::new();
-    for round in 0..20 {
+    for round in 0..10 {
         let mut daemon = sandbox
             .command(["mount", "tree", "--foreground"])
             .stdout(Stdio::null())

@@ -150,6 +150,41 @@ m[:35000] = CONTENT; m.flush(); os.close(f)";
     machine.sandbox.try_umount().expect_code(4);
 }
 
+/// "Up to there lower is known to be on disk": what the journal on the disk says to be synced
+/// is on it, although no program has asked for that.
+#[test]
+fn what_is_on_record_as_synced_is_on_the_disk() {
+    let machine = Machine::new();
+    machine.work("f = os.open('d/later', os.O_RDWR | os.O_CREAT); os.write(f, CONTENT)");
+    let synced = |state: &Path| {
+        let mirrors = std::fs::read_dir(state.join("mirrors")).unwrap();
+        let journal: Vec<_> = mirrors.map(|entry| entry.unwrap().path()).collect();
+        let view = mirrorfs_journal::look(&journal[0]).unwrap().unwrap();
+        let node = view.at(&RelPath::new("d/later").unwrap()).unwrap()?;
+        let synced = view.setting("synced").unwrap()?;
+        let synced = u64::from_le_bytes(synced.try_into().unwrap());
+        Some(synced >= node.changed_n)
+    };
+    eventually(
+        "it counts as synced",
+        Duration::from_secs(60),
+        || match synced(&machine.sandbox.state()) {
+            Some(true) => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    );
+    machine.after_a_power_cut(|disk| {
+        assert_eq!(synced(&disk.join("state")), Some(true));
+        let content = std::fs::read(disk.join("tree/d/later")).unwrap();
+        assert!(
+            content == b"durable".repeat(5000),
+            "{} bytes",
+            content.len()
+        );
+    });
+    machine.sandbox.try_umount().expect_code(4);
+}
+
 /// The instrument itself: what was not synced is not there after the cut, neither in the
 /// tree nor in the journal. (The kernel may
 /// write pages back whenever it likes, but not every time.)

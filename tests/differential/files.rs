@@ -161,6 +161,72 @@ print('utime now', moved(lambda: os.utime('f'), 'f'))
     pair.down();
 }
 
+/// Programs, scripts and libraries run from the tree; what runs is not written to, and what
+/// is written to does not run.
+#[test]
+fn programs_run() {
+    let pair = Pair::new();
+    pair.python(
+        r"
+import ctypes, errno, os, shutil, subprocess
+def attempt(call, *args, **more):
+    try: return call(*args, **more)
+    except OSError as error: return errno.errorcode[error.errno]
+shutil.copy('/bin/cat', 'cat'); shutil.copymode('/bin/cat', 'cat')
+running = subprocess.Popen(['./cat'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+running.stdin.write(b'x'); running.stdin.flush(); print(running.stdout.read1(1))
+print('running', attempt(os.open, 'cat', os.O_WRONLY), attempt(os.open, 'cat', os.O_RDWR | os.O_TRUNC), attempt(os.truncate, 'cat', 5), attempt(os.chmod, 'cat', 0o700))
+os.rename('cat', 'moved'); os.unlink('moved'); print('unlinked', running.communicate(b'still')[0], running.returncode)
+shutil.copy('/bin/true', 'true'); os.chmod('true', 0o755)
+writer = os.open('true', os.O_WRONLY); print('written to', attempt(subprocess.call, ['./true'])); os.close(writer)
+print('closed', attempt(subprocess.call, ['./true']))
+os.chmod('true', 0o644); print('no program', attempt(subprocess.call, ['./true']))
+with open('script', 'w') as f: f.write('#!/bin/sh\necho script $1 $0\n')
+os.chmod('script', 0o755); print(attempt(subprocess.check_output, ['./script', 'argument']))
+with open('script', 'w') as f: f.write('#!./missing\n')
+print('no interpreter', attempt(subprocess.call, ['./script']))
+library = next(line.split()[5] for line in open('/proc/self/maps') if '/libc.so' in line or '/libc-' in line)
+shutil.copy(library, 'library.so'); print('library', ctypes.CDLL('./library.so').abs(-5))
+",
+    );
+    pair.down();
+}
+
+/// FIFOs, sockets and device nodes connect the programs on this machine.
+#[test]
+fn special_files_connect() {
+    let pair = Pair::new();
+    pair.python(
+        r"
+import errno, os, select, socket
+def attempt(call, *args, **more):
+    try: return call(*args, **more)
+    except OSError as error: return errno.errorcode[error.errno]
+os.mkfifo('fifo')
+print('nobody reads', attempt(os.open, 'fifo', os.O_WRONLY | os.O_NONBLOCK))
+pid = os.fork()
+if pid == 0:
+    fd = os.open('fifo', os.O_WRONLY); os.write(fd, b'through'); os._exit(0)
+fd = os.open('fifo', os.O_RDONLY); os.waitpid(pid, 0); print(os.read(fd, 99), os.read(fd, 99)); os.close(fd)
+server = socket.socket(socket.AF_UNIX); server.bind('stream'); server.listen()
+pid = os.fork()
+if pid == 0:
+    client = socket.socket(socket.AF_UNIX); client.connect('stream'); client.sendall(b'hello'); assert client.recv(9) == b'answer'; os._exit(0)
+there = server.accept()[0]; print(there.recv(9)); there.sendall(b'answer'); print(os.waitpid(pid, 0)[1])
+print('bound twice', attempt(socket.socket(socket.AF_UNIX).bind, 'stream'), attempt(open, 'stream'))
+os.rename('stream', 'moved'); client = socket.socket(socket.AF_UNIX); client.connect('moved')
+server.close(); print('nobody listens', attempt(socket.socket(socket.AF_UNIX).connect, 'moved')); os.unlink('moved')
+print('gone', attempt(socket.socket(socket.AF_UNIX).connect, 'moved'))
+mine = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); mine.bind('datagrams')
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'message', 'datagrams'); print(mine.recv(99))
+for name, minor in (('null', 3), ('zero', 5), ('full', 7)): os.mknod(name, 0o20666, os.makedev(1, minor))
+fd = os.open('zero', os.O_RDONLY); print(os.read(fd, 5), os.fstat(fd).st_rdev, attempt(os.write, os.open('full', os.O_WRONLY), b'x'), os.write(os.open('null', os.O_WRONLY), b'gone'))
+os.mknod('block', 0o60600, os.makedev(259, 70000)); print(os.stat('block').st_rdev, oct(os.stat('block').st_mode))
+",
+    );
+    pair.down();
+}
+
 /// A file that has lost its name can be used like any other.
 #[test]
 fn an_unlinked_file_is_a_file() {

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
-use crate::support::Sandbox;
+use crate::actor::Actor;
+use crate::support::channel::without_io_uring;
+use crate::support::program::run;
+use crate::support::{PROMPT, Sandbox};
 use crate::view::{Moment, View, xattrs};
 
 /// A peer that cannot be reached.
@@ -17,7 +20,17 @@ pub const NOBODY: &str = "ssh://127.0.0.1:1/nowhere";
 /// A mounted tree, and a plain directory for the same work.
 pub struct Pair {
     sandbox: Sandbox,
-    mirrored: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Root's mount, which lets everybody in.
+    Everybody,
+    /// The same, with a peer that it all goes to.
+    Mirrored,
+    /// An ordinary user's mount, which lets nobody else in.
+    OrdinaryUser,
 }
 
 /// What is carried of a node to a peer.
@@ -68,28 +81,74 @@ impl Pair {
     /// `prepare` fills both directories before the mount. There is no peer that answers:
     /// only programs in the mount act.
     pub fn with(prepare: impl Fn(&Path)) -> Self {
-        let pair = Self::prepared(prepare, false);
+        let pair = Self::prepared(prepare, Kind::Everybody);
         pair.sandbox.mount_with(NOBODY);
+        pair
+    }
+
+    /// The same, its requests through `/dev/fuse` whatever else the kernel offers.
+    pub fn through_the_device() -> Self {
+        let pair = Self::prepared(|_| {}, Kind::Everybody);
+        let sandbox = &pair.sandbox;
+        let mut mount = sandbox.command(sandbox.program());
+        mount.arg("mount").arg(sandbox.tree()).arg(NOBODY);
+        without_io_uring(&mut mount);
+        run(&mut mount, PROMPT).ok();
+        let status = sandbox.status();
+        let channel = status.mount.channel.as_deref();
+        assert!(
+            channel.is_some_and(|channel| channel.starts_with("/dev/fuse")),
+            "{status:?}"
+        );
         pair
     }
 
     /// With a peer that nobody works on, and that everything goes to meanwhile.
     pub fn mirrored() -> Self {
-        let pair = Self::prepared(|_| {}, true);
+        let pair = Self::prepared(|_| {}, Kind::Mirrored);
         pair.sandbox.mount();
         pair
     }
 
-    fn prepared(prepare: impl Fn(&Path), mirrored: bool) -> Self {
+    /// An ordinary user's mount, and a directory that is his.
+    pub fn of_ordinary_user() -> Self {
+        Self::of_ordinary_user_with(|_| {})
+    }
+
+    /// The same, with what `prepare` fills both directories with as root.
+    pub fn of_ordinary_user_with(prepare: impl Fn(&Path)) -> Self {
+        let pair = Self::prepared(prepare, Kind::OrdinaryUser);
+        pair.sandbox.mount_with(NOBODY);
+        pair
+    }
+
+    /// The ordinary user.
+    pub fn user(&self) -> Actor {
+        let home = std::fs::metadata(self.sandbox.home()).unwrap();
+        Actor {
+            name: "user",
+            id: home.uid(),
+            groups: &[],
+        }
+    }
+
+    fn prepared(prepare: impl Fn(&Path), kind: Kind) -> Self {
         assert!(
             rustix::process::getuid().is_root(),
             "several users and mounts need root"
         );
-        let sandbox = Sandbox::new();
-        let pair = Self { sandbox, mirrored };
+        let sandbox = match kind {
+            Kind::Everybody | Kind::Mirrored => Sandbox::new(),
+            Kind::OrdinaryUser => Sandbox::of_ordinary_user(),
+        };
+        let pair = Self { sandbox, kind };
         std::fs::create_dir(pair.plain()).unwrap();
         for dir in [pair.mounted(), pair.plain()] {
             std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
+            if kind == Kind::OrdinaryUser {
+                let user = Some(pair.user().id);
+                std::os::unix::fs::chown(&dir, user, user).unwrap();
+            }
             prepare(&dir);
         }
         pair
@@ -137,7 +196,7 @@ impl Pair {
     /// Unmounts, and compares what the journal recorded with what is there.
     #[track_caller]
     pub fn down(self) {
-        if self.mirrored {
+        if self.kind == Kind::Mirrored {
             self.sandbox.flush();
             assert!(self.sandbox.status().conflicts.is_empty());
             self.sandbox.umount();
@@ -157,6 +216,15 @@ impl Pair {
             self.sandbox.try_umount().expect_code(4);
             self.sandbox.assert_down();
             self.sandbox.assert_recorded();
+        }
+        if self.kind == Kind::OrdinaryUser {
+            // Also what the user was not let in to compare.
+            let carried = |root: &Path| {
+                let mut carried = carried(root, &View::of_lower(root));
+                carried.values_mut().for_each(|node| node.mtime = None);
+                carried
+            };
+            assert_eq!(carried(&self.mounted()), carried(&self.plain()));
         }
     }
 }

@@ -12,8 +12,10 @@ use crate::operation::{Operation, Source};
 use crate::pair::Pair;
 use crate::side::{Answer, Side};
 use crate::support::{Random, rounds};
-use crate::view::{View, xattrs};
+use crate::view::{View, try_xattrs};
 
+/// Root at work as often as the others together.
+const SEVERAL: [Actor; 6] = [ROOT, ROOT, ROOT, ALICE, ALICE, BOB];
 /// How many operations a failure shows.
 const SHOWN: usize = 40;
 /// After so many operations everything is compared, contents and attributes too.
@@ -27,7 +29,39 @@ fn random_operations_do_what_they_do_on_the_disk_below() {
     for round in 0..rounds(5, 100) {
         eprintln!("round {round}");
         let pair = Pair::new();
-        run(&pair, &mut random, 1500);
+        run(&pair, &mut random, 1500, &SEVERAL);
+        pair.down();
+    }
+}
+
+/// "The unprivileged mount does the same job": for the one user who is let in.
+#[test]
+fn random_operations_in_the_mount_of_an_ordinary_user() {
+    let mut random = Random::new("ordinary user");
+    for round in 0..rounds(2, 40) {
+        eprintln!("round {round}");
+        let pair = Pair::of_ordinary_user();
+        std::thread::scope(|scope| {
+            let user = scope.spawn(|| {
+                let user = pair.user();
+                user.act_for_good();
+                run(&pair, &mut random, 1500, &[user]);
+            });
+            user.join()
+                .unwrap_or_else(|error| std::panic::resume_unwind(error));
+        });
+        pair.down();
+    }
+}
+
+/// The same where requests do not come over io_uring.
+#[test]
+fn random_operations_through_the_device() {
+    let mut random = Random::new("device");
+    for round in 0..rounds(1, 20) {
+        eprintln!("round {round}");
+        let pair = Pair::through_the_device();
+        run(&pair, &mut random, 1500, &SEVERAL);
         pair.down();
     }
 }
@@ -41,7 +75,7 @@ fn random_operations_are_mirrored_meanwhile() {
     for round in 0..rounds(3, 40) {
         eprintln!("round {round}");
         let pair = Pair::mirrored();
-        run(&pair, &mut random, 700);
+        run(&pair, &mut random, 700, &SEVERAL);
         pair.down();
     }
 }
@@ -57,7 +91,7 @@ struct Both {
     exact_times: bool,
 }
 
-fn run(pair: &Pair, random: &mut Random, operations: usize) {
+fn run(pair: &Pair, random: &mut Random, operations: usize, actors: &[Actor]) {
     let (mounted, plain) = (pair.mounted(), pair.plain());
     let mut both = Both {
         before: (View::of(&mounted, []), View::of(&plain, [])),
@@ -91,8 +125,7 @@ fn run(pair: &Pair, random: &mut Random, operations: usize) {
             open: &open,
         }
         .draw();
-        let actor =
-            [ROOT, ROOT, ROOT, ALICE, ALICE, BOB][usize::try_from(random.below(6)).unwrap()];
+        let actor = actors[usize::try_from(random.below(actors.len() as u64)).unwrap()];
         let umask = [0o022, 0o022, 0o002, 0o077, 0][usize::try_from(random.below(5)).unwrap()];
         both.step(actor, umask, &operation);
         if (number + 1) % WHOLE == 0 {
@@ -110,7 +143,7 @@ impl Both {
         }
         self.done
             .push(format!("{} ({umask:03o}): {operation:?}", actor.name));
-        if *operation == Operation::Forget {
+        if *operation == Operation::Forget && rustix::process::geteuid().is_root() {
             std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         }
         let acting = actor.act(umask);
@@ -233,13 +266,20 @@ impl Both {
             let at = |root: &Path| root.join(std::ffi::OsStr::from_bytes(path));
             let (mounted, plain) = (at(&self.mounted.root), at(&self.plain.root));
             let name = path.escape_ascii();
-            let attributes = (xattrs(&mounted), xattrs(&plain));
+            let attributes = (try_xattrs(&mounted), try_xattrs(&plain));
             if attributes.0 != attributes.1 {
                 self.fail(&format!("attributes of {name}: {attributes:?}"));
             }
             if seen.shown.file_type.is_file() {
-                let content = |path| std::fs::read(path).unwrap();
-                if let Some(found) = difference(&content(&mounted), &content(&plain)) {
+                let content = |path| std::fs::read(path).map_err(|error| error.kind());
+                let found = match (content(&mounted), content(&plain)) {
+                    (Ok(mounted), Ok(plain)) => difference(&mounted, &plain),
+                    (mounted, plain) => (mounted != plain).then(|| {
+                        let kind = |content: Result<Vec<u8>, _>| content.map(|_| "readable");
+                        format!("{:?} {:?}", kind(mounted), kind(plain))
+                    }),
+                };
+                if let Some(found) = found {
                     self.fail(&format!("content of {name}: {found}"));
                 }
             } else if seen.shown.file_type.is_symlink() {
@@ -274,7 +314,9 @@ fn is_true(side: &Side, operation: &Operation, answer: &Result<Answer, Errno>) -
     let (Operation::SeekData(slot, at) | Operation::SeekHole(slot, at)) = operation else {
         return false;
     };
-    let content = side.content(*slot);
+    let Some(content) = side.content(*slot) else {
+        return true;
+    };
     let end = content.len() as u64;
     let is_zero = |to: u64| {
         let range = usize::try_from(*at).unwrap()..usize::try_from(to).unwrap();

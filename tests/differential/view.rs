@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
+use rustix::io::Errno;
 
 const RESERVED: &[u8] = b".mirrorfs";
 
@@ -105,12 +106,10 @@ impl View {
     }
 
     fn look(&mut self, root: &Path) {
-        let dir = rustix::fs::open(
-            root,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Some(dir) = permitted(rustix::fs::open(root, flags, Mode::empty())) else {
+            return;
+        };
         self.add(Vec::new(), &rustix::fs::fstat(&dir).unwrap());
         self.below(&dir, b"");
     }
@@ -134,7 +133,10 @@ impl View {
                 continue;
             }
             let os_name = OsStr::from_bytes(&name);
-            let stat = rustix::fs::statat(dir, os_name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            let stat = rustix::fs::statat(dir, os_name, AtFlags::SYMLINK_NOFOLLOW);
+            let Some(stat) = permitted(stat) else {
+                continue;
+            };
             let mut path = prefix.to_vec();
             path.extend(&name);
             if prefix.is_empty() && name == RESERVED {
@@ -147,9 +149,11 @@ impl View {
             self.add(path.clone(), &stat);
             if actual.is_dir() {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let inner = rustix::fs::openat(dir, os_name, flags, Mode::empty()).unwrap();
+                let inner = rustix::fs::openat(dir, os_name, flags, Mode::empty());
                 path.push(b'/');
-                self.below(&inner, &path);
+                if let Some(inner) = permitted(inner) {
+                    self.below(&inner, &path);
+                }
             }
         }
     }
@@ -160,6 +164,14 @@ impl View {
     pub fn moved(&self, since: &Self, ino: u64) -> Option<(bool, bool)> {
         let (now, before) = (self.times.get(&ino)?, since.times.get(&ino)?);
         Some((now.0 != before.0, now.1 != before.1))
+    }
+}
+
+/// None where an ordinary user may not look.
+fn permitted<T>(looked: rustix::io::Result<T>) -> Option<T> {
+    match looked {
+        Err(Errno::ACCESS) => None,
+        looked => Some(looked.unwrap()),
     }
 }
 
@@ -187,17 +199,21 @@ pub fn try_list(
 
 /// All extended attributes of what a path names itself.
 pub fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    try_xattrs(path).unwrap()
+}
+
+pub fn try_xattrs(path: &Path) -> rustix::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut names = vec![0; 64 << 10];
-    let length = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
+    let length = rustix::fs::llistxattr(path, &mut names[..])?;
     names[..length]
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty())
         .map(|name| {
             let mut value = vec![0; 64 << 10];
             let name_of = OsStr::from_bytes(name);
-            let length = rustix::fs::lgetxattr(path, name_of, &mut value[..]).unwrap();
+            let length = rustix::fs::lgetxattr(path, name_of, &mut value[..])?;
             value.truncate(length);
-            (name.to_vec(), value)
+            Ok((name.to_vec(), value))
         })
         .collect()
 }

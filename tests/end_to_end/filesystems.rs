@@ -170,6 +170,57 @@ fn lower_on_overlayfs_of_different_filesystems() {
     );
 }
 
+/// What shows another device inside the tree is no mount, and all the same another
+/// filesystem: a subvolume of btrfs is said not to be mirrored, nobody gets into it, and
+/// whatever becomes of the directory around it, it stays as it is.
+#[test]
+fn a_subvolume_inside_the_tree_is_left_alone() {
+    let sandbox = Sandbox::new();
+    let (tree, image) = (sandbox.tree(), sandbox.root().join("image"));
+    let _disk = Disk::made_by(&["mkfs.btrfs", "-q", "-f"], &image, &tree, 200);
+    sandbox.sh(
+        &tree,
+        "mkdir a; echo x >a/file; btrfs -q subvolume create a/inner; echo own >a/inner/file",
+    );
+    sandbox
+        .mount()
+        .expect_said(&["a/inner is not mirrored", "another filesystem"]);
+    // 1: not everything is mirrored.
+    sandbox.try_flush().expect_code(1);
+    assert!(sandbox.peer().join("a/file").exists());
+    assert!(!sandbox.peer().join("a/inner").exists());
+    let status = sandbox.status();
+    let problems = status.problems.iter();
+    let told: Vec<_> = problems.filter(|told| told.path == "a/inner").collect();
+    assert_eq!(told.len(), 1, "{:?}", status.problems);
+    sandbox.sh(
+        &tree,
+        "for way in 'cat a/inner/file' 'touch a/inner/new' 'rmdir a/inner' 'mv a/inner b' 'rm -r a'; do
+             $way 2>/dev/null && exit 1; done; mkdir -p a; echo again >a/file",
+    );
+    sandbox.sh(&sandbox.peer(), "echo theirs >other");
+    eventually("the rest is mirrored", PROMPT, || {
+        let here = fs::read_to_string(tree.join("other")).unwrap_or_default();
+        let there = fs::read_to_string(sandbox.peer().join("a/file")).unwrap_or_default();
+        match (here.as_str(), there.as_str()) {
+            ("theirs\n", "again\n") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    sandbox.sh(&sandbox.peer(), "rm -r a; echo last >other");
+    eventually("the deletion has been taken in", PROMPT, || {
+        let other = fs::read_to_string(tree.join("other")).unwrap_or_default();
+        if other == "last\n" && !tree.join("a/file").exists() {
+            Ok(())
+        } else {
+            Err(other)
+        }
+    });
+    sandbox.try_umount().expect_code(1);
+    let inner = fs::read_to_string(tree.join("a/inner/file")).unwrap();
+    assert_eq!(inner, "own\n");
+}
+
 /// "Mounts inside the tree are refused": one that is there before.
 #[test]
 fn a_filesystem_inside_the_tree_is_refused() {

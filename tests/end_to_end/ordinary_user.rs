@@ -40,6 +40,14 @@ fn an_ordinary_user_mounts_works_and_unmounts() {
 
     sandbox.sh(&tree, "echo before-the-crash >crash");
     sandbox.kill_daemon();
+    // "A dead daemon must leave ENOTCONN, not an empty directory": nor the covered one. The
+    // others come first, while the kernel takes down what the daemon had.
+    assert!(sandbox.is_mounted(), "the mount went with its daemon");
+    sandbox.sh(
+        sandbox.root(),
+        "! cat tree/crash 2>outside/said
+         grep -e 'not connected' -e 'connection abort' -e 'canceled' outside/said",
+    );
     sandbox.mount();
     assert_eq!(sandbox.sh(&tree, "cat crash"), "before-the-crash\n");
     sandbox.flush();

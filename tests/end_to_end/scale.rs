@@ -14,13 +14,13 @@ const NOBODY: &str = "ssh://127.0.0.1:1/nowhere";
 
 /// Mounts with so many descriptors for the daemon and whatever it starts.
 #[track_caller]
-fn mount_with_descriptors(sandbox: &Sandbox, descriptors: u32) {
+fn mount_with_descriptors(sandbox: &Sandbox, descriptors: u32, peer: impl AsRef<OsStr>) {
     let mut command = sandbox.command("prlimit");
     command
         .arg(format!("--nofile={descriptors}:{descriptors}"))
         .arg(sandbox.program())
         .args([OsStr::new("mount"), sandbox.tree().as_ref()])
-        .arg(sandbox.peer());
+        .arg(peer);
     run(&mut command, Duration::from_secs(60)).ok();
 }
 
@@ -65,7 +65,7 @@ git gc -q; git fsck --strict"#;
 
 #[track_caller]
 fn works_with_few_descriptors(sandbox: &Sandbox) {
-    mount_with_descriptors(sandbox, 160);
+    mount_with_descriptors(sandbox, 160, sandbox.peer());
     sandbox.sh(&sandbox.tree(), WORK);
     let daemon = sandbox.processes_of(Role::Daemon)[0].pid;
     let open = std::fs::read_dir(format!("/proc/{daemon}/fd")).unwrap();
@@ -147,6 +147,73 @@ fn more_files_than_descriptors() {
 #[test]
 fn more_files_than_descriptors_of_an_ordinary_user() {
     works_with_few_descriptors(&Sandbox::of_ordinary_user());
+}
+
+/// What is removed and still open has a descriptor each, which no cache gives up: when none is
+/// left for another file, the cache does with fewer.
+#[test]
+fn the_cache_gives_way_to_files_that_are_removed_and_open() {
+    let sandbox = Sandbox::new();
+    mount_with_descriptors(&sandbox, 160, NOBODY);
+    sandbox.sh(
+        &sandbox.tree(),
+        r#"python3 -c '
+import os
+for n in range(80): open("file%d" % n, "w").write("x")
+gone = []
+for n in range(100):
+    gone.append(os.open("gone", os.O_CREAT | os.O_RDWR)); os.unlink("gone")
+    with open("file%d" % (n % 80), "a") as f: f.write("more")
+for fd in gone: os.write(fd, b"still"); assert os.pread(fd, 9, 0) == b"still"
+'"#,
+    );
+    sandbox.try_umount().expect_code(4);
+    sandbox.assert_down();
+    sandbox.assert_recorded();
+}
+
+/// Where the daemon of an ordinary user has to open a file whose mode forbids it, the time of
+/// its change moves: the mount shows the time that lower has, although nobody in it did
+/// anything.
+#[test]
+fn a_file_that_is_opened_again_shows_the_time_of_that() {
+    let sandbox = Sandbox::of_ordinary_user();
+    let tree = sandbox.tree();
+    sandbox.sh(&tree, "echo content >object; chmod 200 object");
+    let lower = std::fs::File::open(&tree).unwrap();
+    sandbox.mount_with(NOBODY);
+    let shown = || sandbox.sh(&tree, "stat -c %.9Z object").trim().to_owned();
+    let before = shown();
+    // The first contact with a peer reads it.
+    let arguments = [
+        OsStr::new("peer"),
+        "add".as_ref(),
+        tree.as_ref(),
+        sandbox.peer().as_ref(),
+        "--name".as_ref(),
+        "second".as_ref(),
+    ]
+    .map(OsStr::to_owned);
+    sandbox.run(arguments).ok();
+    let flush = [
+        "sync".as_ref(),
+        tree.as_os_str(),
+        "--flush".as_ref(),
+        "--peer".as_ref(),
+        "second".as_ref(),
+    ];
+    sandbox.run(flush).ok();
+    let there = rustix::fs::statat(&lower, "object", rustix::fs::AtFlags::empty()).unwrap();
+    let there = format!("{}.{:09}", there.st_ctime, there.st_ctime_nsec);
+    assert_eq!(
+        shown(),
+        there,
+        "in the mount (left) and below; before: {before}"
+    );
+    drop(lower);
+    sandbox.try_umount().expect_code(4);
+    sandbox.assert_down();
+    sandbox.assert_recorded();
 }
 
 /// A filesystem that takes no writes: whoever makes one waits. Until it is dropped.

@@ -9,6 +9,7 @@
 )]
 
 pub mod capture;
+pub mod channel;
 pub mod compare;
 pub mod disk;
 pub mod inject;

@@ -26,6 +26,7 @@ pub struct Mirror {
 pub struct Mount {
     pub state: String,
     pub reason: Option<String>,
+    pub channel: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

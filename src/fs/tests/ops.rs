@@ -751,10 +751,12 @@ fn the_door_changes_nothing_where_a_directory_was_moved_to() {
             staged: staged.clone(),
             path: path("d/new"),
             expect: Expect::Absent,
+            agreed: false,
         },
         DoorOp::Remove {
             path: path("d/f"),
             expect: expect(f),
+            agreed: false,
         },
         DoorOp::RemoveDir {
             path: path("d/sub"),
