@@ -195,10 +195,12 @@ impl Filesystem {
     /// no subdirectory.
     pub(super) fn shown(&self, mut attributes: Attributes) -> Attributes {
         if attributes.ino == self.root() {
-            if attributes.nlink > 2
-                && stat_name(self.lower.root().as_fd(), RESERVED)
-                    .is_ok_and(|reserved| reserved.file_type == FileType::Directory)
-            {
+            let reserved = match stat_name(self.lower.root().as_fd(), RESERVED) {
+                Ok(reserved) => reserved.file_type == FileType::Directory,
+                // An ordinary user's root that he may not search: nobody can have removed it.
+                Err(error) => error == Errno::ACCESS,
+            };
+            if attributes.nlink > 2 && reserved {
                 attributes.nlink -= 1;
             }
         } else if attributes.file_type != FileType::Directory

@@ -218,7 +218,6 @@ impl Filesystem {
         let mut attributes = self.stat(&node)?;
         if name == ACCESS_ACL
             && attributes.mode & 0o2000 != 0
-            && node.file_type != FileType::Directory
             && kill_sgid
                 .unwrap_or_else(|| !caller.is_privileged() && !caller.in_group(attributes.gid))
         {

@@ -35,8 +35,6 @@ pub const BOB: Actor = Actor {
 
 thread_local! {
     static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
-    /// There is no way back for this thread.
-    static FOR_GOOD: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The calling thread is an actor until this is dropped. Root's saved ids stay, so that
@@ -44,17 +42,6 @@ thread_local! {
 pub struct Acting(());
 
 impl Actor {
-    /// Makes the calling thread, and no other, this user in every respect, for good: nobody
-    /// else is let into a user's mount.
-    pub fn act_for_good(self) {
-        drop(self.act(0o022));
-        rustix::thread::set_thread_groups(&[]).unwrap();
-        let (uid, gid) = (Uid::from_raw(self.id), Gid::from_raw(self.id));
-        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
-        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
-        FOR_GOOD.set(true);
-    }
-
     /// Makes the calling thread, and no other, act as this user.
     pub fn act(self, umask: u32) -> Acting {
         if !OWN_UMASK.get() {
@@ -64,9 +51,6 @@ impl Actor {
             OWN_UMASK.set(true);
         }
         rustix::process::umask(Mode::from_raw_mode(umask));
-        if FOR_GOOD.get() {
-            return Acting(());
-        }
         let groups: Vec<Gid> = self
             .groups
             .iter()
@@ -82,9 +66,6 @@ impl Actor {
 
 impl Drop for Acting {
     fn drop(&mut self) {
-        if FOR_GOOD.get() {
-            return;
-        }
         rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, None).unwrap();
         rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, None).unwrap();
         rustix::thread::set_thread_groups(&[]).unwrap();

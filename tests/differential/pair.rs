@@ -110,12 +110,8 @@ impl Pair {
         pair
     }
 
-    /// An ordinary user's mount, and a directory that is his.
-    pub fn of_ordinary_user() -> Self {
-        Self::of_ordinary_user_with(|_| {})
-    }
-
-    /// The same, with what `prepare` fills both directories with as root.
+    /// An ordinary user's mount and a directory that is his, with what `prepare` fills both
+    /// with as root.
     pub fn of_ordinary_user_with(prepare: impl Fn(&Path)) -> Self {
         let pair = Self::prepared(prepare, Kind::OrdinaryUser);
         pair.sandbox.mount_with(NOBODY);

@@ -34,26 +34,6 @@ fn random_operations_do_what_they_do_on_the_disk_below() {
     }
 }
 
-/// "The unprivileged mount does the same job": for the one user who is let in.
-#[test]
-fn random_operations_in_the_mount_of_an_ordinary_user() {
-    let mut random = Random::new("ordinary user");
-    for round in 0..rounds(2, 40) {
-        eprintln!("round {round}");
-        let pair = Pair::of_ordinary_user();
-        std::thread::scope(|scope| {
-            let user = scope.spawn(|| {
-                let user = pair.user();
-                user.act_for_good();
-                run(&pair, &mut random, 1500, &[user]);
-            });
-            user.join()
-                .unwrap_or_else(|error| std::panic::resume_unwind(error));
-        });
-        pair.down();
-    }
-}
-
 /// The same where requests do not come over io_uring.
 #[test]
 fn random_operations_through_the_device() {
