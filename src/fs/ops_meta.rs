@@ -193,7 +193,8 @@ impl Filesystem {
 
     /// Removes an extended attribute.
     pub fn removexattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
-        self.change_xattr(caller, ino, name, None, |path, c_name| {
+        // To take an ACL away leaves the mode as it is.
+        self.change_xattr(caller, ino, name, Some(false), |path, c_name| {
             rustix::fs::removexattr(path, c_name)
         })
     }

@@ -180,6 +180,22 @@ impl Staging {
         self.make(entry, name, owner, file)
     }
 
+    /// The same with a content that is durable before it has another name, so that a power
+    /// loss does not leave it empty where nobody else has it to give.
+    pub fn instantiate_durably(
+        &self,
+        entry: &Entry,
+        name: &StagedName,
+        owner: Option<Owner>,
+    ) -> Result<Placed, Error> {
+        self.make(entry, name, owner, |hash| {
+            self.make_file(hash, name, false)?;
+            scan::open_file(self.dir.as_fd(), name.as_str().as_bytes())
+                .and_then(|file| super::sync::file(&file))
+                .context("sync", shown(name.as_str()))
+        })
+    }
+
     /// The same with the content of an open file, durably. It is copied, so that whoever
     /// has the file open does not write to what is made of it.
     pub fn instantiate_copy(

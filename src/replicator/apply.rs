@@ -377,6 +377,24 @@ fn stage(
     entry: &Entry,
     owner: Option<(u32, u32)>,
 ) -> Result<(StagedName, Placed), String> {
+    hold(tree, round, entry)?;
+    instantiate(tree, entry, owner_of(tree, owner))
+}
+
+/// Makes an inode of a version that is in conflict. What a power loss leaves of a conflict
+/// copy would count as somebody's edit of it.
+fn stage_version(
+    tree: &LocalTree,
+    round: &Round,
+    entry: &Entry,
+    owner: Option<(u32, u32)>,
+) -> Result<StagedName, String> {
+    hold(tree, round, entry)?;
+    instantiate_durably(tree, entry, owner_of(tree, owner))
+}
+
+/// Sees to it that the content of an entry is in staging.
+fn hold(tree: &LocalTree, round: &Round, entry: &Entry) -> Result<(), String> {
     if let Content::File { hash, size } = entry.content {
         if round.missing.contains(&hash) {
             return Err("its content could not be had from the peer yet".to_owned());
@@ -389,12 +407,15 @@ fn stage(
             copy_local(tree, round, hash, size)?;
         }
     }
-    // Who may not choose owners makes files of its own.
-    let owner = tree.owner.map(|default| match owner {
+    Ok(())
+}
+
+/// Who may not choose owners makes files of its own.
+fn owner_of(tree: &LocalTree, owner: Option<(u32, u32)>) -> Option<Owner> {
+    tree.owner.map(|default| match owner {
         Some((uid, gid)) => Owner { uid, gid },
         None => default,
-    });
-    instantiate(tree, entry, owner)
+    })
 }
 
 pub(super) fn instantiate(
@@ -407,10 +428,25 @@ pub(super) fn instantiate(
         .staging
         .instantiate(entry, &name, false, owner)
         .map_err(|error| error.to_string())?;
-    // Both modules name staged things by the same 32 digits.
-    let name = StagedName::new(name.as_str())
-        .ok_or_else(|| format!("{} is no name of a staged thing", name.as_str()))?;
-    Ok((name, placed))
+    Ok((to_place(&name)?, placed))
+}
+
+fn instantiate_durably(
+    tree: &LocalTree,
+    entry: &Entry,
+    owner: Option<Owner>,
+) -> Result<StagedName, String> {
+    let name = replica::StagedName::random().map_err(|error| error.to_string())?;
+    tree.staging
+        .instantiate_durably(entry, &name, owner)
+        .map_err(|error| error.to_string())?;
+    to_place(&name)
+}
+
+/// Both modules name staged things by the same 32 digits.
+fn to_place(name: &replica::StagedName) -> Result<StagedName, String> {
+    StagedName::new(name.as_str())
+        .ok_or_else(|| format!("{} is no name of a staged thing", name.as_str()))
 }
 
 /// Brings a content that a file of this side had at the cut into staging.
@@ -466,15 +502,9 @@ fn artefacts(
             if let Some(reason) = tree.symlinks.refuse(copy, remote) {
                 return Err(reason);
             }
-            let (staged, _) = stage(
-                tree,
-                round,
-                remote,
-                round
-                    .locals
-                    .get(&conflict.path)
-                    .map(|node| (node.attr.uid, node.attr.gid)),
-            )?;
+            let owner = round.locals.get(&conflict.path);
+            let owner = owner.map(|node| (node.attr.uid, node.attr.gid));
+            let staged = stage_version(tree, round, remote, owner)?;
             let op = DoorOp::Place {
                 staged,
                 path: copy.clone(),
@@ -486,7 +516,7 @@ fn artefacts(
         _ if conflict.unit.is_some() => keep_unit(tree, round, found)?,
         // Never inside a Git directory: the peer's version is kept out of the tree.
         (None, Some(remote)) if remote.content != Content::Directory => {
-            let (staged, _) = stage(tree, round, remote, None)?;
+            let staged = stage_version(tree, round, remote, None)?;
             let kept = kept_name(conflict);
             rustix::fs::renameat(
                 tree.reserved.staging(),
@@ -533,8 +563,7 @@ fn stage_text(tree: &LocalTree, text: &str) -> Result<StagedName, String> {
         xattrs: Xattrs::new(),
     };
     stage_bytes(tree, text.as_bytes())?;
-    let (staged, _) = instantiate(tree, &entry, tree.owner)?;
-    Ok(staged)
+    instantiate_durably(tree, &entry, tree.owner)
 }
 
 /// Brings a content of ours into staging.
@@ -594,7 +623,7 @@ fn keep_unit(tree: &LocalTree, round: &Round, found: &Found) -> Result<(), Strin
     let said = |error: std::io::Error| format!("cannot keep it in .mirrorfs/conflicts: {error}");
     let mut names = Vec::new();
     for (path, entry) in &found.unit {
-        let (staged, _) = stage(tree, round, entry, None)?;
+        let staged = stage_version(tree, round, entry, None)?;
         let below = path
             .rebase(&conflict.path, &RelPath::ROOT)
             .unwrap_or_else(|| path.clone());

@@ -1,8 +1,11 @@
 //! Worlds in which things happen in an order that is written down, with one thing that comes
 //! in between any two steps.
 
+use std::os::unix::fs::DirEntryExt;
+
 use super::copies::{Part, Side};
 use super::{Fate, World, run_as};
+use crate::replica::sync;
 use crate::sim::hands::{Hands, Mounted, Plain};
 use crate::sim::{clock, shown};
 use crate::tree::{ContentHash, RelPath, Timestamp};
@@ -169,4 +172,35 @@ fn a_peer_brought_back_does_not_undo_what_was_written_in_the_mount() {
 #[test]
 fn a_peer_brought_back_does_not_undo_what_was_written_there() {
     brought_back(Side::Peer(0), Side::Peer(0));
+}
+
+/// Both sides write a file, and what is put beside it of that conflict is durable before it
+/// has its name: what a power loss left of it would count as somebody's edit, and travel.
+#[test]
+fn what_is_kept_of_a_conflict_was_synced_before() {
+    let path = RelPath::new("a").unwrap();
+    let run = run_as(13, &QUIET, move |world| {
+        world.begin();
+        let mut there = Plain(world.peers[0].root.clone());
+        there.create(&path, b"first");
+        there.touch(&path, now());
+        world.settle()?;
+        sync::seen::take();
+        there.overwrite(&path, b"written there");
+        there.touch(&path, now());
+        world.mounted_hands().overwrite(&path, b"written here");
+        world.settle()?;
+        let synced = sync::seen::take();
+        let names = std::fs::read_dir(&world.mounted.tree).unwrap().flatten();
+        let kept = names.filter(|name| name.file_name().to_string_lossy().contains("conflict"));
+        let kept: Vec<_> = kept.map(|name| (name.ino(), name.path())).collect();
+        if kept.len() != 2 {
+            return Err(format!("a copy and what it says of it: {kept:?}"));
+        }
+        match kept.iter().find(|(ino, _)| !synced.contains(ino)) {
+            Some((_, path)) => Err(format!("{} was not synced", path.display())),
+            None => Ok(()),
+        }
+    });
+    assert_eq!(run.wrong, None, "{:#?}", run.tail);
 }
