@@ -77,8 +77,12 @@ impl Server {
             sandbox.root().join("agent-state").display(),
             sandbox.program().display()
         );
-        std::fs::write(&agent, script).unwrap();
-        std::fs::set_permissions(&agent, Permissions::from_mode(0o755)).unwrap();
+        let new = agent.with_extension("new");
+        std::fs::write(&new, script).unwrap();
+        std::fs::set_permissions(&new, Permissions::from_mode(0o755)).unwrap();
+        // Not written over: somebody may be about to run an earlier one, and a file that is
+        // being run cannot be written.
+        std::fs::rename(&new, &agent).unwrap();
     }
 
     /// The URL of a directory behind this server, for the user the tests run as.

@@ -186,8 +186,12 @@ impl Sshd {
     pub fn script(&self, name: &str, body: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let path = self.path(name);
-        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let new = self.path(&format!("{name}.new"));
+        fs::write(&new, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+        // Not written over: an earlier one may be about to be run for a connection that
+        // has ended, and a file that is being run cannot be written.
+        fs::rename(&new, &path).unwrap();
         path
     }
 
