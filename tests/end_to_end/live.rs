@@ -372,7 +372,7 @@ fn what_the_peer_deletes_goes_to_the_trash() {
         !sandbox.tree().join("deleted").exists()
             && fs::read_to_string(sandbox.tree().join("replaced")).unwrap() == "newer\n"
     });
-    // At once: a version that was cut between its truncation and its write is one, too.
+    // Nothing is truncated: a version that was cut before its write would be one, too.
     sandbox.sh(
         &sandbox.tree(),
         "echo newest >new; mv new replaced; rm other",
@@ -383,6 +383,9 @@ fn what_the_peer_deletes_goes_to_the_trash() {
     here.sort();
     assert_eq!(here, [b"older\n".to_vec(), b"precious\n".to_vec()]);
     let mut there = sandbox.reserved_contents(&sandbox.peer(), "trash");
+    // A cut may have fallen between the making of `new` and what was written to it: that
+    // was a version as well.
+    there.retain(|content| !content.is_empty());
     there.sort();
     assert_eq!(there, [b"keep\n".to_vec(), b"newer\n".to_vec()]);
 }
