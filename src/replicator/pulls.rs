@@ -185,16 +185,8 @@ fn outcome(
             });
             match (base, found) {
                 (Some(base), Some(found)) => {
-                    let mut entry = base.entry.clone();
-                    if found.mode == remote.mode {
-                        entry.mode = remote.mode;
-                    }
-                    if found.mtime == remote.mtime {
-                        entry.mtime = remote.mtime;
-                    }
-                    if found.xattrs == remote.xattrs {
-                        entry.xattrs.clone_from(&remote.xattrs);
-                    }
+                    // Its content is not looked at: the hash was taken from over there.
+                    let entry = super::scope::in_common(&base.entry, &found, remote);
                     (entry != base.entry).then(|| put(base.node, entry))
                 }
                 _ => None,

@@ -105,6 +105,21 @@ pub struct Scope {
 /// Hashes a file as it was at the cut.
 pub type Hasher<'a> = dyn FnMut(&RelPath, &Node) -> Result<ContentHash, String> + 'a;
 
+/// A base that moves on by what both sides hold of mode, time and attributes.
+pub(super) fn in_common(base: &Entry, here: &Entry, there: &Entry) -> Entry {
+    let mut entry = base.clone();
+    if here.mode == there.mode {
+        entry.mode = there.mode;
+    }
+    if here.mtime == there.mtime {
+        entry.mtime = there.mtime;
+    }
+    if here.xattrs == there.xattrs {
+        entry.xattrs.clone_from(&there.xattrs);
+    }
+    entry
+}
+
 /// What of a local node is mirrored; none for what stays local. `hash` is the content's.
 pub fn carried(node: &Node, hash: impl FnOnce() -> Option<ContentHash>) -> Option<Entry> {
     if node.artefact {

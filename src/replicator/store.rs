@@ -607,18 +607,9 @@ impl HalfDone {
         let (Some(base), Some(local), Some(remote)) = (base, &self.local, &self.remote) else {
             return Ok(());
         };
-        let mut entry = base.entry.clone();
+        let mut entry = super::scope::in_common(&base.entry, local, remote);
         if local.content == remote.content {
             entry.content.clone_from(&remote.content);
-        }
-        if local.mode == remote.mode {
-            entry.mode = remote.mode;
-        }
-        if local.mtime == remote.mtime {
-            entry.mtime = remote.mtime;
-        }
-        if local.xattrs == remote.xattrs {
-            entry.xattrs.clone_from(&remote.xattrs);
         }
         if entry == base.entry {
             return Ok(());
