@@ -6,6 +6,9 @@
 //! batch at a time: [`ToAgent::Offer`] (in pieces), then the agent's [`ToMount::Need`],
 //! then [`ToAgent::Data`], then [`ToAgent::Commit`], answered by [`ToMount::Applied`] and,
 //! once synced, by [`ToMount::Durable`].
+//!
+//! Fields of many bytes go through `serde_bytes`: postcard writes the same, a length and the
+//! bytes, but copies them at once, where serde's sequences take one call for each byte.
 
 use std::time::Duration;
 
@@ -342,6 +345,7 @@ pub enum ToAgent {
         /// Where the stretch starts, in bytes.
         offset: u64,
         /// The stretch.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// A content that was offered cannot be had any more: drop the batch.
@@ -432,6 +436,7 @@ pub enum ToAgent {
         /// The size of the blocks, in bytes.
         block: u32,
         /// A sum for each block.
+        #[serde(with = "serde_bytes")]
         sums: Vec<u8>,
     },
 }
@@ -509,6 +514,7 @@ pub enum ToMount {
         /// Where the stretch starts, in bytes.
         offset: u64,
         /// The stretch.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
         /// Whether it is the last.
         last: bool,
@@ -556,6 +562,7 @@ pub enum ToMount {
         /// The content that is to be sent.
         hash: ContentHash,
         /// A sum for each block.
+        #[serde(with = "serde_bytes")]
         sums: Vec<u8>,
     },
     /// Asks for the sums of the blocks of the content that the mounted side has, to tell
@@ -618,4 +625,24 @@ pub enum Refusal {
         /// What failed.
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What other versions read, whichever way the bytes are copied.
+    #[test]
+    fn a_stretch_of_content_has_the_recorded_layout() {
+        let stretch = ToAgent::Data {
+            hash: ContentHash([7; 32]),
+            offset: 300,
+            bytes: vec![0, 1, 255],
+        };
+        let mut recorded = vec![7; 33];
+        recorded[0] = 5;
+        recorded.extend(b"\xac\x02\x03\x00\x01\xff");
+        assert_eq!(postcard::to_stdvec(&stretch).unwrap(), recorded);
+        assert_eq!(postcard::from_bytes::<ToAgent>(&recorded).unwrap(), stretch);
+    }
 }
