@@ -13,7 +13,7 @@ use super::Error;
 use crate::replica::{Identity, Reserved, Root};
 use crate::scratch::Scratch;
 use crate::tree::links::Symlinks;
-use crate::tree::{MirrorId, ReplicaId};
+use crate::tree::{MirrorId, ReplicaId, scan};
 use crate::wire::message::Refusal;
 
 /// Filesystems that tell only of the changes that are made on this machine.
@@ -177,16 +177,11 @@ impl Served {
             && (self.aside || reserved.is_in_place(self.root.fd()))
     }
 
-    /// What the index takes for the identity of the directory: where the filesystem
-    /// tells, its own number, which unlike that of the device survives a reboot.
+    /// What the index takes for the identity of the directory.
     pub(super) fn identity(&self, replica: ReplicaId) -> Result<Vec<u8>, Error> {
         let fail = |error| Error::io("look at", self.path.display(), error);
-        let stat = rustix::fs::fstat(self.root.fd()).map_err(fail)?;
-        let filesystem = rustix::fs::fstatvfs(self.root.fd()).map_err(fail)?;
-        let filesystem = match filesystem.f_fsid {
-            0 => stat.st_dev,
-            fsid => fsid,
-        };
+        let stat = rustix::fs::fstat(self.root.fd()).map_err(|error| fail(error.into()))?;
+        let filesystem = scan::filesystem_of(self.root.fd()).map_err(fail)?;
         Ok(format!("{replica} {filesystem} {}", stat.st_ino).into_bytes())
     }
 }

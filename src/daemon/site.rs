@@ -24,7 +24,7 @@ use crate::replicator::{LocalTree, Secured};
 use crate::scratch::Scratch;
 use crate::transport::{PeerUrl, Serve};
 use crate::tree::links::Symlinks;
-use crate::tree::{Id, MirrorId, PeerId, RESERVED, ReplicaId};
+use crate::tree::{Id, MirrorId, PeerId, RESERVED, ReplicaId, scan};
 use parking_lot::Mutex;
 
 /// What a user asks for.
@@ -191,9 +191,20 @@ impl Site {
         let artefacts = crate::replicator::artefacts(&journal).or_fail(conflicts)?;
         let broken_off = || format!("cannot tell what the last mount of {name} had brought in");
         let authors = crate::replicator::interrupted(&journal, &filesystem).or_fail(broken_off)?;
+        let disk = scan::filesystem_of(filesystem.lower().root().as_fd())
+            .or_fail(|| format!("cannot look at {name}"))?;
+        let elsewhere = crate::replicator::found_on(&journal, disk)
+            .or_fail(|| "cannot write to the journal".into())?;
         let recovery = filesystem
             .recover_knowing(&journal, &authors)
             .or_fail(|| format!("cannot scan {name}"))?;
+        crate::replicator::scanned_on(&journal, disk)
+            .or_fail(|| "cannot write to the journal".into())?;
+        if elsewhere {
+            say.announce(Announcement::Warning(format!(
+                "{name} is on another disk than before: what is missing on it is not deleted from the peers before somebody says so; mirrorfs status tells whether anything is"
+            )));
+        }
         if taken_over {
             takeover::bind(&journal)?;
         }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use mirrorfs_journal::{Origin, Peer, Snapshot, Update, View};
+use mirrorfs_journal::{Durability, Journal, Origin, Peer, Snapshot, Update, View};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -36,6 +36,8 @@ enum Cause {
     Missing,
     /// The tree was emptied through the mount, by changes up to this number.
     Emptied { upto: u64 },
+    /// The tree was found on another disk than before.
+    Elsewhere,
 }
 
 /// A brake that is engaged.
@@ -97,6 +99,9 @@ impl Brakes {
         let there = self.there.as_ref().map(|Engaged { cause, gone, had, .. }| match cause {
             Cause::Emptied { .. } => format!(
                 "the tree was emptied: the deletion of {gone} files from the peer {peer} is held back"
+            ),
+            Cause::Elsewhere => format!(
+                "another disk is in the tree's place, and {gone} files are missing on it: their deletion from the peer {peer} is held back"
             ),
             Cause::Missing | Cause::Reported => format!(
                 "{gone} of {had} files were found missing here: their deletion from the peer {peer} is held back"
@@ -188,7 +193,8 @@ impl Brakes {
         let deletions = plan.remote_deletions();
         if self.there.is_none() {
             let bare = deletions > 0 && !ground.snapshot.has_files()?;
-            if deletions <= FEW && !bare {
+            let elsewhere = Elsewhere::load(ground.snapshot)?;
+            if elsewhere.is_none() && deletions <= FEW && !bare {
                 return Ok(());
             }
             let known = known_files(ground)?;
@@ -196,7 +202,7 @@ impl Brakes {
             // or two come and go was never full.
             let had = most_lately(known, &ground.orders.grown_lately);
             let empty = bare && had > AT_ONCE;
-            if deletions <= known / 2 && !empty {
+            if elsewhere.is_none() && deletions <= known / 2 && !empty {
                 return Ok(());
             }
             let gone = Gone::look(plan, ground)?;
@@ -209,6 +215,10 @@ impl Brakes {
                 Cause::Emptied {
                     upto: ground.snapshot.n(),
                 }
+            } else if elsewhere
+                .is_some_and(|found| missing.iter().any(|path| gone.found(path, found)))
+            {
+                Cause::Elsewhere
             } else {
                 return Ok(());
             };
@@ -236,6 +246,67 @@ impl Brakes {
         }
         Ok(())
     }
+}
+
+/// The setting that names the filesystem that the tree was last found on.
+const DISK: &str = "disk";
+
+/// The setting that holds [`Elsewhere`].
+const ELSEWHERE: &str = "elsewhere";
+
+/// The scan that found the tree on another disk than before, by the numbers of the changes
+/// that it recorded.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Elsewhere {
+    after: u64,
+    upto: u64,
+}
+
+impl Elsewhere {
+    fn load(view: &View) -> Result<Option<Self>, mirrorfs_journal::Error> {
+        let stored = view.setting(ELSEWHERE)?;
+        Ok(stored.and_then(|bytes| postcard::from_bytes(&bytes).ok()))
+    }
+
+    fn store(self, update: &Update<'_>) -> Result<(), mirrorfs_journal::Error> {
+        let found = postcard::to_stdvec(&self).map_err(mirrorfs_journal::Error::other)?;
+        update.set_setting(ELSEWHERE, &found)
+    }
+}
+
+/// Notes on which disk the tree is found, before it is scanned. What the scan finds missing on
+/// another one than before is held, however little it is. Returns whether it is another one.
+pub fn found_on(journal: &Journal, disk: u64) -> Result<bool, Error> {
+    let elsewhere = journal.update(Durability::Full, move |update| {
+        let disk = disk.to_le_bytes();
+        match update.setting(DISK)? {
+            Some(known) if known == disk => return Ok(false),
+            Some(_) => {}
+            None => return update.set_setting(DISK, &disk).map(|()| false),
+        }
+        // A scan that was cut off has recorded things already.
+        let before = Elsewhere::load(update)?.filter(|found| found.upto == u64::MAX);
+        let after = before.map_or(update.n(), |before| before.after);
+        let upto = u64::MAX;
+        Elsewhere { after, upto }.store(update).map(|()| true)
+    })?;
+    Ok(elsewhere)
+}
+
+/// Notes that the tree has been scanned on the disk that it was [found on](found_on).
+pub fn scanned_on(journal: &Journal, disk: u64) -> Result<(), Error> {
+    journal.update(Durability::Full, move |update| {
+        if let Some(Elsewhere {
+            after,
+            upto: u64::MAX,
+        }) = Elsewhere::load(update)?
+        {
+            let upto = update.n();
+            Elsewhere { after, upto }.store(update)?;
+        }
+        update.set_setting(DISK, &disk.to_le_bytes())
+    })?;
+    Ok(())
 }
 
 /// Why a brake holds something of a peer back, and what to do; none if none does.
@@ -363,6 +434,12 @@ impl Gone {
     /// Whether nobody was seen deleting it.
     fn inferred(&self, path: &RelPath) -> bool {
         matches!(self.last(path), None | Some((_, Origin::Scan)))
+    }
+
+    /// Whether it was found missing when the tree was found elsewhere.
+    fn found(&self, path: &RelPath, elsewhere: Elsewhere) -> bool {
+        let Elsewhere { after, upto } = elsewhere;
+        matches!(self.last(path), Some((n, Origin::Scan)) if after < n && n <= upto)
     }
 
     /// Whether it went when the tree was emptied.

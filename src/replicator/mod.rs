@@ -37,7 +37,7 @@ mod work;
 pub(crate) use driver::simulated::Stepped;
 
 pub use apply::LocalTree;
-pub use brake::braked;
+pub use brake::{braked, found_on, scanned_on};
 pub use conflict::{RemoteVersion, kept_name};
 pub use doubts::{PowerLoss, power_loss};
 pub use handle::{Connect, Context, FlushOutcome, Handle, PeerState, PeerStatus, Preview};

@@ -60,6 +60,15 @@ fn timestamp(secs: impl TryInto<i64>, nanos: impl TryInto<i64>) -> Timestamp {
     }
 }
 
+/// The number of the filesystem that something is on: where it tells, its own, which unlike
+/// that of the device survives a reboot.
+pub fn filesystem_of(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    match rustix::fs::fstatvfs(fd)?.f_fsid {
+        0 => Ok(rustix::fs::fstat(fd)?.st_dev),
+        fsid => Ok(fsid),
+    }
+}
+
 /// Looks at a name of a directory without following it; none if nothing is there.
 pub fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Stat>> {
     match rustix::fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {

@@ -4,7 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::{Outcome, Sandbox, assert_same};
+use crate::support::disk::Disk;
+use crate::support::{Outcome, PROMPT, Sandbox, assert_same, wait_until};
 
 fn mirrored(sandbox: &Sandbox) {
     sandbox.sh(
@@ -13,7 +14,13 @@ fn mirrored(sandbox: &Sandbox) {
     );
     sandbox.mount();
     sandbox.flush();
-    sandbox.umount();
+    unmount(sandbox);
+}
+
+/// A disk may be mounted below.
+fn unmount(sandbox: &Sandbox) {
+    sandbox.try_umount();
+    wait_until("everything ends", PROMPT, || sandbox.processes().is_empty());
 }
 
 fn run(sandbox: &Sandbox, arguments: &[&str]) -> Outcome {
@@ -94,6 +101,65 @@ fn nothing_and_a_file_are_not_the_tree() {
     sandbox.mount();
     sandbox.flush();
     assert_same(&sandbox.tree(), &sandbox.peer());
+}
+
+/// "Unmounting the disk below", "replacing it with another mirror", and a disk on which a part
+/// of the tree is missing.
+#[test]
+fn a_disk_that_is_gone_or_another_is_not_taken_for_the_tree() {
+    let sandbox = Sandbox::new();
+    let image = |name: &str| sandbox.root().join(name);
+    let disk = Disk::new(&image("image"), &sandbox.tree(), 16);
+    mirrored(&sandbox);
+    sandbox.sh(sandbox.root(), "mkdir saved; cp -a tree/. saved");
+    drop(disk);
+    assert_refused(&sandbox, "is empty and has no .mirrorfs");
+
+    // Another mirror's.
+    let other = Sandbox::new();
+    let another = Disk::new(&image("another"), &sandbox.tree(), 16);
+    let aside = other.peer();
+    sandbox.sh(&sandbox.tree(), "echo other >other");
+    run(&sandbox, &["mount", aside.to_str().unwrap()]).ok();
+    run(&sandbox, &["sync", "--flush"]).ok();
+    unmount(&sandbox);
+    run(&sandbox, &["mount", sandbox.peer().to_str().unwrap()])
+        .expect_code(1)
+        .expect_said(&["belongs to another mirror"]);
+    assert_peer_is_whole(&sandbox);
+    assert!(!sandbox.peer().join("other").exists() && !aside.join("kept").exists());
+    drop(another);
+
+    // The tree's own, but for a few files: fewer than a brake on numbers would hold.
+    let _copy = Disk::new(&image("copy"), &sandbox.tree(), 16);
+    sandbox.sh(sandbox.root(), "cp -a saved/. tree; rm tree/d/f1 tree/d/f2");
+    run(&sandbox, &["mount"])
+        .ok()
+        .expect_said(&["on another disk than before"]);
+    sandbox.try_flush().expect_code(6);
+    let status = sandbox.status();
+    let reason = status.peer().halt_reason.clone().unwrap_or_default();
+    assert!(
+        reason.contains("another disk") && reason.contains("2 files"),
+        "{reason}"
+    );
+    // What the mount sees is meant all the same.
+    sandbox.sh(&sandbox.tree(), "rm d/f3; echo new >new");
+    sandbox.try_flush().expect_code(6);
+    wait_until("everything else goes on", PROMPT, || {
+        !sandbox.peer().join("d/f3").exists() && sandbox.peer().join("new").exists()
+    });
+    assert!(sandbox.peer().join("d/f1").exists());
+    unmount(&sandbox);
+    // The order is given without a mount.
+    run(&sandbox, &["sync"]).expect_code(6);
+    run(&sandbox, &["resume", "--refill"]).ok();
+    assert_same(&sandbox.tree(), &sandbox.peer());
+    assert!(sandbox.tree().join("d/f1").exists());
+    // On the same disk a deletion is one again.
+    sandbox.sh(&sandbox.tree(), "rm d/f1");
+    run(&sandbox, &["sync"]).ok();
+    assert!(!sandbox.peer().join("d/f1").exists());
 }
 
 /// "`mirrorfs sync DIR PEER`" has its brakes, and its way on.
