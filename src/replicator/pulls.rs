@@ -169,6 +169,7 @@ fn outcome(
             }
             Some(put(node.map(|node| node.id), entry))
         }
+        (Made::Placed { .. } | Made::Gone, _) if is_still_there(update, peer, pull)? => None,
         // What was in its way may be gone already.
         (Made::Placed { .. }, _) if pull.before.is_some() && here.is_none() => gone(),
         (Made::Placed { .. }, _) => None,
@@ -194,6 +195,24 @@ fn outcome(
         }
         (Made::Meta, None) => None,
     })
+}
+
+/// Whether what a step was to take away is in the tree: where it was, or where somebody has
+/// moved it or a directory that it is in. Then it has not been taken away.
+fn is_still_there(
+    update: &Update<'_>,
+    peer: PeerId,
+    pull: &Pull,
+) -> Result<bool, mirrorfs_journal::Error> {
+    let Some(before) = pull.before else {
+        return Ok(false);
+    };
+    let Some(node) = update.node_by_ino(before)? else {
+        return Ok(false);
+    };
+    // Of a file with several names one may be gone.
+    let known = update.base_of(peer, node.id)?.len().max(1);
+    Ok(update.paths(node.id)?.len() >= known)
 }
 
 /// What the daemon of an earlier life was doing in the name of which peer, for the scan of

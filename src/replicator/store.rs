@@ -417,11 +417,11 @@ fn accept_stored(
         .setting(&terms_key(peer))?
         .and_then(|bytes| postcard::from_bytes(&bytes).ok())
         .unwrap_or_default();
-    // Unless a newer one took its place.
-    let pending: HashMap<_, _> = update.remote_pending(peer)?.into_iter().collect();
+    // Unless a newer one took its place. What a step has brought in the base says by now, too.
+    let seen: HashMap<_, _> = update.observations(peer)?.into_iter().collect();
     for spent in &terms.spent {
         let stands = !spent.standing.iter().any(|step| diverged.contains(step));
-        if stands && pending.get(&spent.path) == Some(&spent.entry) {
+        if stands && seen.get(&spent.path) == Some(&spent.entry) {
             update.forget_observation(peer, &spent.path)?;
         }
     }
@@ -520,8 +520,10 @@ pub(super) fn relocate_observations(
     if moves.is_empty() {
         return Ok(());
     }
-    let pending = update.remote_pending(peer)?;
-    let moved: Vec<_> = pending
+    // Also what the base says by now: it goes with that, and left behind it would be taken for
+    // something that the peer has at the old place.
+    let seen = update.observations(peer)?;
+    let moved: Vec<_> = seen
         .into_iter()
         .filter(|(path, _)| moves.relocate(path) != *path)
         .collect();

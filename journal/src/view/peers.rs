@@ -245,20 +245,34 @@ impl View {
     /// of the paths.
     pub fn remote_pending(&self, peer: PeerId) -> Result<Vec<(RelPath, Option<Entry>)>, Error> {
         // Equal entries have equal encodings.
-        let mut statement = self.connection.prepare_cached(
+        self.seen(
+            peer,
             "SELECT remote.path, remote.entry FROM remote
              LEFT JOIN base ON base.peer = remote.peer AND base.path = remote.path
              WHERE remote.peer = ?1 AND remote.entry IS NOT base.entry ORDER BY remote.path",
-        )?;
+        )
+    }
+
+    /// Everything that the peer was seen to have and is still kept, also what the base has
+    /// come to say meanwhile.
+    pub fn observations(&self, peer: PeerId) -> Result<Vec<(RelPath, Option<Entry>)>, Error> {
+        self.seen(
+            peer,
+            "SELECT path, entry FROM remote WHERE peer = ?1 ORDER BY path",
+        )
+    }
+
+    fn seen(&self, peer: PeerId, query: &str) -> Result<Vec<(RelPath, Option<Entry>)>, Error> {
+        let mut statement = self.connection.prepare_cached(query)?;
         let mut rows = statement.query([peer.0])?;
-        let mut pending = Vec::new();
+        let mut seen = Vec::new();
         while let Some(row) = rows.next()? {
-            pending.push((
+            seen.push((
                 codec::path(row.get_ref(0)?)?,
                 codec::decode_option("an entry", row.get_ref(1)?)?,
             ));
         }
-        Ok(pending)
+        Ok(seen)
     }
 
     /// All configured peers, in the order in which they were added.

@@ -103,6 +103,47 @@ fn ends_with(world: &mut World, path: &RelPath, contents: &[&[u8]]) -> Result<()
         .ok_or_else(|| format!("{path} is {here:?}"))
 }
 
+/// A file is written over there, and another one is removed. At any moment of the way of that
+/// their directory is moved here, so that one round may take in both, or find the directory
+/// gone from where it was. What was seen of the files names their old place, and nothing is
+/// looked for there afterwards; and nobody here has written or removed anything.
+#[test]
+fn what_is_written_in_a_directory_that_is_moved_is_there_once() {
+    let path = |text: &str| RelPath::new(text).unwrap();
+    for n in 0..MANY {
+        let run = run_as(17, &QUIET, move |world| {
+            world.begin();
+            let mut there = Plain(world.peers[0].root.clone());
+            there.make_dir(&path("dir"));
+            there.create(&path("dir/file"), b"first");
+            there.touch(&path("dir/file"), now());
+            there.create(&path("dir/other"), b"other");
+            there.touch(&path("dir/other"), now());
+            world.settle()?;
+            there.remove(&path("dir/other"));
+            there.overwrite(&path("dir/file"), b"written there");
+            there.touch(&path("dir/file"), now());
+            for _ in 0..n {
+                world.go_a_step()?;
+            }
+            world.mounted_hands().rename(&path("dir"), &path("moved"));
+            world.settle()?;
+            // Whoever makes a directory of that name anew finds nothing in it.
+            world.mounted_hands().make_dir(&path("dir"));
+            ends_with(world, &path("moved/file"), &[b"written there"])?;
+            let mut names = Vec::new();
+            for dir in ["dir", "moved"] {
+                let below = std::fs::read_dir(world.mounted.tree.join(dir)).unwrap();
+                names.extend(below.flatten().map(|name| name.path()));
+            }
+            (names == [world.mounted.tree.join("moved/file")])
+                .then_some(())
+                .ok_or_else(|| format!("there is {names:?}"))
+        });
+        assert_eq!(run.wrong, None, "after {n} steps: {:#?}", run.tail);
+    }
+}
+
 /// A file is written on one side, and at any moment of the way of that change, and some time
 /// after it, the tree of one side alone is brought back to before it: so that it may be
 /// reported, brought in, proposed, agreed on, put into place, and not yet in the mark that is
