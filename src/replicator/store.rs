@@ -418,10 +418,9 @@ fn accept_stored(
         .and_then(|bytes| postcard::from_bytes(&bytes).ok())
         .unwrap_or_default();
     // Unless a newer one took its place. What a step has brought in the base says by now, too.
-    let seen: HashMap<_, _> = update.observations(peer)?.into_iter().collect();
     for spent in &terms.spent {
         let stands = !spent.standing.iter().any(|step| diverged.contains(step));
-        if stands && seen.get(&spent.path) == Some(&spent.entry) {
+        if stands && update.observation(peer, &spent.path)?.as_ref() == Some(&spent.entry) {
             update.forget_observation(peer, &spent.path)?;
         }
     }

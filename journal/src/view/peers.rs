@@ -148,6 +148,22 @@ impl View {
         Ok(statement.exists((peer.0, path.as_bytes()))?)
     }
 
+    /// What the peer was seen to have at a path, if that is still kept, also what the base has
+    /// come to say meanwhile. Nothing at all is an observation, too.
+    pub fn observation(
+        &self,
+        peer: PeerId,
+        path: &RelPath,
+    ) -> Result<Option<Option<Entry>>, Error> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT entry FROM remote WHERE peer = ?1 AND path = ?2")?;
+        let mut rows = statement.query((peer.0, path.as_bytes()))?;
+        rows.next()?
+            .map(|row| codec::decode_option("an entry", row.get_ref(0)?))
+            .transpose()
+    }
+
     /// The paths under which a node, alive or gone, is in the base.
     pub fn base_of(&self, peer: PeerId, node: NodeId) -> Result<Vec<(RelPath, Base)>, Error> {
         let mut statement = self.connection.prepare_cached(
