@@ -7,11 +7,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -115,12 +115,11 @@ impl Staging {
 
     /// Begins to collect a content, or goes on where an earlier attempt stopped. What is
     /// held of it is read again, because only a hash from the first byte on can verify it.
+    /// While another attempt is under way this one fails: what one writes, the other has
+    /// not verified.
     pub fn begin(&self, hash: ContentHash, size: u64) -> Result<Incoming<'_>, Error> {
         let name = part(hash);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.dir, &name, flags, Mode::RUSR | Mode::WUSR)
-            .context("create", shown(&name))?;
-        let file = File::from(file);
+        let file = Claimed::new(self.dir.as_fd(), &name).context("create", shown(&name))?;
         let held = file.metadata().context("look at", shown(&name))?.len();
         let mut hasher = Hasher::new();
         if held > size {
@@ -346,8 +345,56 @@ impl Staging {
 pub struct Partial {
     hash: ContentHash,
     size: u64,
-    file: File,
+    file: Claimed,
     hasher: Hasher,
+}
+
+/// An incomplete content's file, for one at a time.
+struct Claimed(File);
+
+impl Claimed {
+    fn new(dir: BorrowedFd<'_>, name: &str) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        loop {
+            let file = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
+                    let busy = "another transfer is at it and is waited for";
+                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, busy));
+                }
+                // Where there are no locks nobody can be told of.
+                Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK | Errno::INVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let claimed = Self(File::from(file));
+            // Whoever had it may have completed it meanwhile.
+            if claimed.has(dir, name)? {
+                return Ok(claimed);
+            }
+        }
+    }
+
+    /// Whether a name is this file's.
+    fn has(&self, dir: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
+        let own = rustix::fs::fstat(&self.0)?;
+        let found = scan::stat_at(dir, name.as_bytes())?;
+        Ok(found.is_some_and(|found| (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)))
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        // A process that is just being started may hold a copy of the descriptor.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+impl std::ops::Deref for Claimed {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
 }
 
 /// A content that is being collected.
@@ -446,6 +493,12 @@ impl Incoming<'_> {
             super::sync::file(&file).context("sync", shown(&part(hash)))?;
         }
         let dir = &self.staging.dir;
+        // Only what was verified gets the name.
+        let own = file.has(dir.as_fd(), &part(hash));
+        if !own.context("look at", shown(&part(hash)))? {
+            let gone = Err(io::Error::from(io::ErrorKind::NotFound));
+            return gone.context("rename", shown(&part(hash)));
+        }
         rustix::fs::renameat(dir, part(hash), dir, hash.to_string())
             .context("rename", shown(&part(hash)))?;
         if sync {
@@ -623,6 +676,25 @@ mod tests {
         assert!(matches!(incoming.finish(), Err(Error::WrongContent { .. })));
         assert_eq!(tree.staging.held(hash).unwrap(), 0);
         assert!(!tree.staging.is_complete(hash).unwrap());
+    }
+
+    /// "No torn files": two that collect the same content do not write to each other's file,
+    /// and what has been put in its place unverified does not get its name.
+    #[test]
+    fn one_at_a_time_collects_a_content() {
+        let tree = tree();
+        let hash = ContentHash::of(b"content");
+        let mut one = tree.staging.begin(hash, 7).unwrap();
+        one.append(0, b"con").unwrap();
+        assert!(tree.staging.begin(hash, 7).is_err());
+        one.append(3, b"tent").unwrap();
+        tree.staging.forget(hash).unwrap();
+        let mut other = tree.staging.begin(hash, 7).unwrap();
+        other.append(0, b"co").unwrap();
+        assert!(one.finish().is_err());
+        assert!(!tree.staging.is_complete(hash).unwrap());
+        drop(other);
+        assert_eq!(tree.staging.begin(hash, 7).unwrap().have(), 2);
     }
 
     #[test]
