@@ -28,7 +28,7 @@ pub struct Former {
 
 impl Former {
     /// Opens the index in a directory. None if there is none, or none of a schema that this
-    /// program writes, or nothing was agreed on.
+    /// program knows, or nothing was agreed on.
     pub fn open(dir: &Path) -> Result<Option<Self>, Error> {
         Self::read(dir).map_err(Error::other)
     }
@@ -42,7 +42,7 @@ impl Former {
         let db = Connection::open_with_flags(path, flags)?;
         db.busy_timeout(std::time::Duration::from_secs(10))?;
         let schema: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        if schema != index::SCHEMA {
+        if !(index::CHAINED..=index::SCHEMA).contains(&schema) {
             return Ok(None);
         }
         let mounted: Vec<(i64, [u8; 16])> = db
@@ -218,6 +218,11 @@ mod tests {
                 .update(Durability::Full, move |update| update.take_over(&former))
                 .unwrap()
         };
+        // The agent may have been one of an older version.
+        let db = Connection::open(dir.path().join(index::DATABASE)).unwrap();
+        let older = "DROP TABLE displaced; PRAGMA user_version = 2";
+        db.execute_batch(older).unwrap();
+        drop(db);
         assert_eq!((take(), take()), (1, 0), "once is enough");
         let (peer, found) = journal
             .update(Durability::Full, move |update| {

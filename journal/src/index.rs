@@ -22,9 +22,11 @@ use codec::{decode_xattrs, encode_xattrs, kind_number, signed};
 
 /// Statements that bring an index from schema `position` to the next. Only ever appended
 /// to.
-const MIGRATIONS: [&str; 2] = [CREATE, CHAINS];
+const MIGRATIONS: [&str; 3] = [CREATE, CHAINS, DISPLACED];
 /// The schema this program writes.
 pub(crate) const SCHEMA: i64 = MIGRATIONS.len() as i64;
+/// The first schema with the chains as they are.
+pub(crate) const CHAINED: i64 = 2;
 
 /// The file.
 pub(crate) const DATABASE: &str = "index.db";
@@ -69,6 +71,11 @@ CREATE TABLE proposed (
     change BLOB NOT NULL
 ) STRICT;
 DELETE FROM meta WHERE key IN ('agreement', 'applied');
+";
+
+/// What batches have displaced and programs may still write to.
+const DISPLACED: &str = "
+CREATE TABLE displaced (kept BLOB PRIMARY KEY, row BLOB NOT NULL) STRICT, WITHOUT ROWID;
 ";
 
 const CREATE: &str = "
@@ -602,6 +609,40 @@ impl PeerIndex {
     /// Records what the last applied batch answers.
     pub fn set_applied(&mut self, answer: &[u8]) -> Result<(), IndexError> {
         self.set_meta("applied", answer)
+    }
+
+    /// What batches have displaced and programs may still write to: where each lies in the
+    /// trash, and what the agent knows of it.
+    pub fn displaced(&self) -> Result<Vec<(RelPath, Vec<u8>)>, IndexError> {
+        let mut statement = self
+            .db
+            .prepare_cached("SELECT kept, row FROM displaced ORDER BY kept")
+            .map_err(|e| self.fail(e))?;
+        let rows = statement
+            .query_map((), |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?)))
+            .map_err(|e| self.fail(e))?;
+        let mut displaced = Vec::new();
+        for row in rows {
+            let (kept, row) = row.map_err(|e| self.fail(e))?;
+            displaced.push((self.decode_path(kept)?, row));
+        }
+        Ok(displaced)
+    }
+
+    /// Notes something displaced, or what is known of it now.
+    pub fn set_displaced(&mut self, kept: &RelPath, row: &[u8]) -> Result<(), IndexError> {
+        self.run(
+            "INSERT OR REPLACE INTO displaced VALUES (?1, ?2)",
+            params![kept.as_bytes(), row],
+        )
+    }
+
+    /// Forgets something displaced.
+    pub fn forget_displaced(&mut self, kept: &RelPath) -> Result<(), IndexError> {
+        self.run(
+            "DELETE FROM displaced WHERE kept = ?1",
+            params![kept.as_bytes()],
+        )
     }
 
     fn write(&mut self, row: &Row) -> Result<(), IndexError> {

@@ -16,7 +16,7 @@ use crate::replica::{Latest, Marks, Moment, Reserved, Staging, Time};
 use crate::scratch::Scratch;
 use crate::tree::ReplicaId;
 use crate::wire::frame::{read_first, read_magic, write_magic, write_message};
-use crate::wire::message::{AgentHello, MountHello, Refusal, Revision, ToAgent, ToMount};
+use crate::wire::message::{AgentHello, LATE, MountHello, Refusal, Revision, ToAgent, ToMount};
 use crate::wire::version::{Introduction, greeted};
 
 /// How many bytes the list of diverged steps may take in a hello.
@@ -37,6 +37,8 @@ pub(super) struct Opened<I, O> {
     pub(super) settled: bool,
     /// From where on changes are to be reported; none for everything.
     pub(super) seen: Option<Revision>,
+    /// Whether the other side wants to hear of late versions.
+    pub(super) late: bool,
 }
 
 /// Greets, checks, takes the lock, completes what was interrupted, and answers.
@@ -56,6 +58,7 @@ pub(super) fn meet<I: Read, O: Write>(
         Ok(((answer, served, reserved, staging, index, lock), hello)) => {
             let seen = hello.seen.filter(|_| !answer.whole);
             let (settled, mount) = (answer.settled, hello.replica);
+            let late = hello.features.iter().any(|name| name == LATE);
             write_message(&mut output, &ToMount::Hello(answer))?;
             Ok(Opened {
                 input,
@@ -68,6 +71,7 @@ pub(super) fn meet<I: Read, O: Write>(
                 mount,
                 settled,
                 seen,
+                late,
             })
         }
         Err(error) => {

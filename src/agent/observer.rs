@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use inotify::EventMask;
+use inotify::{EventMask, WatchDescriptor};
 use mirrorfs_journal::index::{PeerIndex, Row};
 use rustix::io::Errno;
 
@@ -386,6 +386,21 @@ impl Observer {
             }
         }
         Ok(())
+    }
+
+    /// Watches a file that has no name in the tree, if that can be had.
+    pub(super) fn watch_file(
+        &mut self,
+        file: std::os::fd::BorrowedFd<'_>,
+    ) -> Option<WatchDescriptor> {
+        self.watches.as_mut()?.add_file(file).ok()
+    }
+
+    /// Stops watching it.
+    pub(super) fn unwatch_file(&mut self, watch: WatchDescriptor) {
+        if let Some(watches) = &mut self.watches {
+            watches.remove_file(watch);
+        }
     }
 
     fn watch(&mut self, path: &RelPath, dir: std::os::fd::BorrowedFd<'_>) {

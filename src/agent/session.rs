@@ -7,6 +7,7 @@
 //! the trash in bounds, beside the session.
 
 mod batches;
+mod late;
 mod rejoin;
 mod reports;
 #[cfg(test)]
@@ -17,7 +18,8 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{
-    Receiver, RecvTimeoutError, Select, SendTimeoutError, Sender, bounded, never, unbounded,
+    Receiver, RecvTimeoutError, Select, SendTimeoutError, Sender, TryRecvError, bounded, never,
+    unbounded,
 };
 
 use mirrorfs_journal::{LINKS_MAX, UNDO_MAX};
@@ -39,6 +41,7 @@ use crate::tree::{Agreement, RelPath, ReplicaId, Timestamp};
 use crate::wire::flow::Flow;
 use crate::wire::frame::{FrameError, read_message, write_message};
 use crate::wire::message::{BatchId, Revision, SIGN_OF_LIFE, ToAgent, ToMount};
+use late::Displacements;
 use rejoin::Joining;
 
 /// How many messages may wait for the engine; of at most a frame each.
@@ -61,6 +64,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 enum Done {
     Looked(RelPath, std::io::Result<Look>),
     Synced(BatchId, std::io::Result<()>),
+    /// Something of the trash is about to go for good: whoever asks waits until what was
+    /// written to late has left it.
+    Expiring(Sender<()>),
 }
 
 /// Somebody waits until everything up to now has been reported.
@@ -82,6 +88,8 @@ struct Parts {
     settled: bool,
     /// From where on changes are to be reported; none for everything.
     seen: Option<Revision>,
+    /// Whether the other side wants to hear of late versions.
+    late: bool,
     out: Sender<ToMount>,
     done: Sender<Done>,
     silence: Silence,
@@ -112,6 +120,8 @@ struct Engine {
     waiting: Option<(BatchId, Agreement, Revision)>,
     drains: Vec<Drain>,
     cookies: u64,
+    /// What somebody may still write to in the trash.
+    displaced: Displacements,
     /// Up to where everything has been reported, and whether that was in this session.
     reported: u64,
     whole: bool,
@@ -151,6 +161,7 @@ where
         mount,
         settled,
         seen,
+        late,
     } = opened;
     let spawn = |error| Error::io("start", "a thread", error);
     let (out, to_write) = bounded(OUTGOING);
@@ -171,7 +182,7 @@ where
     })
     .map_err(spawn)?;
     let trash = Bounds::of(Trash::of(&reserved)?);
-    let looked = done.clone();
+    let (looked, expiring) = (done.clone(), done.clone());
     background::start("look", move || {
         for job in to_look {
             let found = job.look();
@@ -196,12 +207,13 @@ where
         mount,
         settled,
         seen,
+        late,
         out,
         done,
         silence,
     });
     let (session, ended) = bounded::<()>(0);
-    background::start("trash", move || keep_in_bounds(trash, &ended)).map_err(spawn)?;
+    background::start("trash", move || keep_in_bounds(trash, &expiring, &ended)).map_err(spawn)?;
     let ended = engine
         .start()
         .and_then(|()| engine.all(&incoming, &events, &dones));
@@ -225,8 +237,15 @@ where
 }
 
 /// Removes from the trash what is not to be kept, until the session is over.
-fn keep_in_bounds(mut trash: Bounds, ended: &Receiver<()>) {
+fn keep_in_bounds(mut trash: Bounds, engine: &Sender<Done>, ended: &Receiver<()>) {
     loop {
+        let (ready, looked) = bounded(0);
+        // The engine is gone only with the session.
+        let _ = engine.send(Done::Expiring(ready));
+        let _ = looked.recv();
+        if ended.try_recv() == Err(TryRecvError::Disconnected) {
+            return;
+        }
         if let Err(error) = trash.keep(crate::clock::wall()) {
             tracing::warn!(%error, "cannot keep the trash in bounds");
         }
@@ -288,6 +307,7 @@ impl Engine {
             mount,
             settled,
             seen,
+            late,
             out,
             done,
             silence,
@@ -311,6 +331,7 @@ impl Engine {
             waiting: None,
             drains: Vec::new(),
             cookies: 0,
+            displaced: Displacements::telling(late),
             reported: seen.map_or(0, |seen| seen.rev),
             whole: seen.is_none(),
             degraded: None,
@@ -326,6 +347,7 @@ impl Engine {
             // Contents that are not complete are worth keeping for the next offer.
             self.staging.clean(&|_| true)?;
         }
+        self.load_displaced()?;
         self.scan()?;
         self.check_root()?;
         self.observer.commit()?;
@@ -343,7 +365,8 @@ impl Engine {
         };
         let index = &mut self.observer.index;
         index.prune_chains(old, UNDO_MAX, LINKS_MAX)?;
-        self.report(true)
+        self.report(true)?;
+        self.tell_late()
     }
 
     fn all(
@@ -369,6 +392,7 @@ impl Engine {
             let due = [
                 self.observer.due(),
                 self.next_scan,
+                self.displaced.due(),
                 Some(self.silence.due()),
             ];
             let ready = match due.into_iter().flatten().min() {
@@ -556,6 +580,7 @@ impl Engine {
 
     fn events(&mut self, events: Vec<super::watch::Event>) -> Result<(), Error> {
         let mut signals = Vec::new();
+        let events = self.displaced_events(events)?;
         self.observer.take(events, &mut signals);
         for signal in signals {
             match signal {
@@ -579,6 +604,9 @@ impl Engine {
             // The watches have just run out: what happened since in what got none is seen
             // by nothing but a scan, and from now on there is one now and then.
             self.scan()?;
+        }
+        if self.displaced.due().is_some_and(|due| due <= now) {
+            self.check_displaced()?;
         }
         self.report(false)?;
         self.answer_drains()

@@ -118,6 +118,18 @@ impl Watches {
         Ok(())
     }
 
+    /// Watches one file, whatever becomes of its name, for writes.
+    pub(super) fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<WatchDescriptor> {
+        let mask = WatchMask::MODIFY | WatchMask::CLOSE_WRITE;
+        self.watches.add(scan::reference_path(file), mask)
+    }
+
+    /// Stops watching a file.
+    pub(super) fn remove_file(&mut self, watch: WatchDescriptor) {
+        // Fails if the file is gone, and its watch with it.
+        let _ = self.watches.remove(watch);
+    }
+
     /// Whether a directory is watched.
     pub(super) fn has(&self, path: &RelPath) -> bool {
         self.by_path.contains_key(path)

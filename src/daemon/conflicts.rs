@@ -8,6 +8,7 @@ use mirrorfs_journal::{Conflict, View};
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, OrFail};
+use super::late;
 use crate::replica::Root;
 use crate::replica::look::{Look, look_at};
 use crate::replicator::{kept_name, unit_state};
@@ -95,6 +96,10 @@ pub struct Detail {
     pub info: Option<RelPath>,
     /// Of a Git directory: what each side has changed in it.
     pub unit: Option<Unit>,
+    /// It is a late version: what a program went on writing to after a change of the other
+    /// side had replaced it. The peer is where it was written; none for this side.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// What both sides have changed in a Git directory, apart from its objects.
@@ -130,17 +135,28 @@ pub(super) fn at(
             found.push((conflict, detail));
         }
     }
-    if found.is_empty() {
-        return Err(Failure::new(format!("there is no conflict at {path}"))
-            .hint("mirrorfs conflicts list shows them"));
-    }
     Ok(found)
 }
 
-/// The same, for people.
+/// Says that there is nothing at a path to be decided about.
+pub(super) fn none_at(path: &RelPath) -> Failure {
+    Failure::new(format!("there is no conflict at {path}"))
+        .hint("mirrorfs conflicts list shows them")
+}
+
+/// The same with the late versions there, for people.
 pub fn details(view: &View, root: &Root, path: &RelPath) -> Result<Vec<Detail>, Failure> {
     let found = at(view, root, path)?;
-    Ok(found.into_iter().map(|(_, detail)| detail).collect())
+    let mut details: Vec<Detail> = found.into_iter().map(|(_, detail)| detail).collect();
+    let message = || "cannot read the late versions from the journal".to_owned();
+    for late in late::at(view, path).or_fail(message)? {
+        let look = |at: &RelPath| looked_at(root, at);
+        details.push(late::detail(view, &late, look).or_fail(message)?);
+    }
+    if details.is_empty() {
+        return Err(none_at(path));
+    }
+    Ok(details)
 }
 
 fn detail(
@@ -180,6 +196,7 @@ fn detail(
             .then(|| format!(".mirrorfs/conflicts/{}", kept_name(conflict))),
         info: conflict.info.clone(),
         unit: None,
+        late: false,
     })
 }
 
@@ -228,6 +245,7 @@ fn unit_detail(
         }),
         kept: Some(format!(".mirrorfs/conflicts/{kept}")),
         info: None,
+        late: false,
     })
 }
 
@@ -414,6 +432,7 @@ mod tests {
             kept: None,
             info: None,
             unit: None,
+            late: false,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod failure;
 mod gone;
 pub mod holders;
+mod late;
 pub mod launch;
 pub mod locate;
 pub mod lock;

@@ -8,6 +8,7 @@ use super::announce::{Announce, Announcement};
 use super::control::Flushed;
 use super::exit::Exit;
 use super::failure::{Failure, OrFail};
+use super::late::LateComers;
 use super::peers::Peers;
 use super::service;
 use super::site::{Order, Site, local_tree};
@@ -110,6 +111,10 @@ fn forget(site: &Site) -> Result<(), Failure> {
 
 async fn exchange(site: &Site, round: &Round) -> Result<Report, Failure> {
     let tree = local_tree(site, None)?;
+    if !round.dry_run {
+        // Left by a daemon that was killed.
+        LateComers::new(tree.clone(), site.journal.clone()).bring_in()?;
+    }
     let peers = Peers::start_some(site, &tree, site.ordered, round.dry_run)?;
     if let Some(resume) = round.resume {
         let (_, wiped) = peers.resume(None, resume);

@@ -26,52 +26,128 @@ pub(super) fn put(
     if tree.filesystem.attributes_at(path).is_some() {
         return Err(RestoreError::InTheWay);
     }
-    let mut places = Vec::new();
-    let mut at = RelPath::ROOT;
-    let parent = path.parent().unwrap_or_default();
-    for name in parent.components() {
-        at = at.join(name).map_err(io::Error::other)?;
-        match tree.filesystem.attributes_at(&at) {
-            Some(found) if found.kind == Kind::Directory => {}
-            Some(_) => return Err(RestoreError::NoDirectory(at)),
-            None => places.push((at.clone(), directory(), None, tree.owner)),
-        }
-    }
-    // Who may not choose owners makes files of its own.
-    let owner = tree.owner.and(owner).or(tree.owner);
-    places.push((path.clone(), entry.clone(), from, owner));
+    place_entry(tree, path, entry, from, owner, Expect::Absent)
+}
 
-    let mut staged = Vec::new();
-    let mut ops = Vec::new();
-    let result = places
-        .into_iter()
-        .try_for_each(|(path, entry, from, owner)| {
-            let name = replica::StagedName::random().map_err(io::Error::other)?;
-            staged.push(name.clone());
-            match from {
-                Some(from) => tree.staging.instantiate_copy(&entry, &name, from, owner),
-                None => tree.staging.instantiate(&entry, &name, false, owner),
-            }
-            .map_err(io::Error::other)?;
-            let staged = StagedName::new(name.as_str())
-                .ok_or_else(|| io::Error::other("a staged thing has a name of another form"))?;
-            let op = DoorOp::Place {
-                staged,
-                path,
-                expect: Expect::Absent,
-                agreed: false,
-            };
-            ops.push((op, Origin::Local));
-            Ok::<_, RestoreError>(())
+/// The same where `expect` is what is there: that goes to the trash.
+pub(super) fn place_entry(
+    tree: &LocalTree,
+    path: &RelPath,
+    entry: &Entry,
+    from: Option<&File>,
+    owner: Option<Owner>,
+    expect: Expect,
+) -> Result<(), RestoreError> {
+    refuse_reserved(path)?;
+    let mut way = Way::default();
+    let result = way
+        .make(tree, path)
+        .and_then(|()| {
+            // Who may not choose owners makes files of its own.
+            let owner = tree.owner.and(owner).or(tree.owner);
+            let staged = way.stage(tree, entry, from, owner)?;
+            way.place(staged, path, expect);
+            Ok(())
         })
-        .and_then(|()| carry_out(tree, ops));
-    for name in &staged {
-        // What was placed is not there under this name any more.
-        if let Err(error) = tree.staging.discard(name) {
-            tracing::warn!(%error, "something stays in the staging directory");
+        .and_then(|()| carry_out(tree, std::mem::take(&mut way.ops)));
+    if result.is_err() && matches!(expect, Expect::Node { .. }) {
+        // What is under the last name may be what was to be replaced.
+        way.staged.pop();
+    }
+    way.clear(tree);
+    result
+}
+
+/// Puts something that lies in the staging directory at a path where nothing is. If it
+/// cannot be, it stays there.
+pub(super) fn place_staged(
+    tree: &LocalTree,
+    path: &RelPath,
+    staged: StagedName,
+) -> Result<(), RestoreError> {
+    refuse_reserved(path)?;
+    let mut way = Way::default();
+    let result = way
+        .make(tree, path)
+        .map(|()| way.place(staged, path, Expect::Absent))
+        .and_then(|()| carry_out(tree, std::mem::take(&mut way.ops)));
+    way.clear(tree);
+    result
+}
+
+/// Removes what `expect` says is at a path: it goes to the trash.
+pub(super) fn remove(tree: &LocalTree, path: &RelPath, expect: Expect) -> Result<(), RestoreError> {
+    let op = DoorOp::Remove {
+        path: path.clone(),
+        expect,
+        agreed: false,
+    };
+    carry_out(tree, vec![(op, Origin::Local)])
+}
+
+/// What leads to something new in the tree: the directories that are missing, and itself.
+#[derive(Default)]
+struct Way {
+    staged: Vec<replica::StagedName>,
+    ops: Vec<(DoorOp, Origin)>,
+}
+
+impl Way {
+    /// The directories of a path.
+    fn make(&mut self, tree: &LocalTree, path: &RelPath) -> Result<(), RestoreError> {
+        let mut at = RelPath::ROOT;
+        let parent = path.parent().unwrap_or_default();
+        for name in parent.components() {
+            at = at.join(name).map_err(io::Error::other)?;
+            match tree.filesystem.attributes_at(&at) {
+                Some(found) if found.kind == Kind::Directory => {}
+                Some(_) => return Err(RestoreError::NoDirectory(at)),
+                None => {
+                    let staged = self.stage(tree, &directory(), None, tree.owner)?;
+                    self.place(staged, &at, Expect::Absent);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stage(
+        &mut self,
+        tree: &LocalTree,
+        entry: &Entry,
+        from: Option<&File>,
+        owner: Option<Owner>,
+    ) -> Result<StagedName, RestoreError> {
+        let name = replica::StagedName::random().map_err(io::Error::other)?;
+        self.staged.push(name.clone());
+        match from {
+            Some(from) => tree.staging.instantiate_copy(entry, &name, from, owner),
+            None => tree.staging.instantiate(entry, &name, false, owner),
+        }
+        .map_err(io::Error::other)?;
+        Ok(StagedName::new(name.as_str())
+            .ok_or_else(|| io::Error::other("a staged thing has a name of another form"))?)
+    }
+
+    fn place(&mut self, staged: StagedName, path: &RelPath, expect: Expect) {
+        let op = DoorOp::Place {
+            staged,
+            path: path.clone(),
+            expect,
+            agreed: false,
+        };
+        self.ops.push((op, Origin::Local));
+    }
+
+    /// Removes what was staged and not placed. What was placed is not there under this name
+    /// any more.
+    fn clear(&self, tree: &LocalTree) {
+        for name in &self.staged {
+            if let Err(error) = tree.staging.discard(name) {
+                tracing::warn!(%error, "something stays in the staging directory");
+            }
         }
     }
-    result
 }
 
 fn carry_out(tree: &LocalTree, ops: Vec<(DoorOp, Origin)>) -> Result<(), RestoreError> {

@@ -9,6 +9,7 @@ use super::state::{MirrorDir, Record};
 use super::status::{
     Conflict, HeldBack, Journal, Mirror, Mount, MountState, Peer, PeerState, Problem, Status,
 };
+use crate::replicator::late::At;
 use crate::tree::{Kind, NodeId, PeerId, RelPath};
 
 /// The identity part of a status.
@@ -31,6 +32,17 @@ pub fn conflicts(view: &View) -> Result<Vec<Conflict>, Error> {
             copy: conflict.copy.map(|copy| copy.to_string()),
         })
         .collect();
+    conflicts.extend(
+        crate::replicator::late(view)?
+            .into_iter()
+            .map(|late| Conflict {
+                path: late.path.to_string(),
+                copy: match late.at {
+                    At::Tree(at) => Some(at.to_string()),
+                    At::Kept(_) => None,
+                },
+            }),
+    );
     conflicts.sort_by(|a, b| (&a.path, &a.copy).cmp(&(&b.path, &b.copy)));
     Ok(conflicts)
 }

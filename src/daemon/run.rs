@@ -11,6 +11,7 @@ use super::announce::{Announce, Announcement, Ready};
 use super::control::{Flushed, Response, Server};
 use super::exit::Exit;
 use super::failure::{Failure, OrFail};
+use super::late::LateComers;
 use super::launch;
 use super::peers::Peers;
 use super::service::{Service, Stop, blocking};
@@ -103,11 +104,13 @@ async fn attend(
     let (stop, mut stops) = mpsc::channel(1);
     let (farewell, mut farewells) = mpsc::channel(1);
     let tree = local_tree(&site, Some(Arc::clone(&door)))?;
+    let late = Arc::new(LateComers::new(tree.clone(), site.journal.clone()));
     let service = Arc::new(Service::new(
         Arc::clone(&site),
         mount.channel().to_string(),
         tree.clone(),
         door,
+        Arc::clone(&late),
         Peers::start(&site, &tree)?,
         stop,
         farewell,
@@ -118,7 +121,8 @@ async fn attend(
         let service = Arc::clone(&service);
         async move { server.serve(service).await }
     });
-    let upkeep = tokio::spawn(keep_up(site.journal.clone(), Arc::clone(&site.reserved)));
+    let upkeep = tokio::spawn(keep_up(site.journal.clone(), tree.clone()));
+    let attending = tokio::spawn(late.attend());
     let securing = tokio::spawn(upkeep::secure(Arc::clone(&site)));
     let mut ended = watch(mount)?;
 
@@ -175,6 +179,7 @@ async fn attend(
     service.peers.stop().await;
     upkeep.abort();
     securing.abort();
+    attending.abort();
     // What runs on a thread of its own is not aborted, and ends before this does.
     let secured = {
         let site = Arc::clone(&site);

@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::control::{Flushed, HandOver, Outcome, Request, Response, Serve};
 use super::failure::{Failure, OrFail};
+use super::late::LateComers;
 use super::peers::{Peers, Told};
 use super::report::{self, Specials};
 use super::site::Site;
@@ -40,6 +41,8 @@ pub struct Service {
     pub door: Arc<Mutex<Door>>,
     /// The peers' tasks.
     pub peers: Arc<Peers>,
+    /// What programs go on writing to after it was replaced.
+    late: Arc<LateComers>,
     /// Special files, kept track of.
     specials: Arc<Mutex<Specials>>,
     /// To whoever ends the daemon.
@@ -50,11 +53,13 @@ pub struct Service {
 
 impl Service {
     /// Puts a service together.
-    pub fn new(
+    #[allow(clippy::too_many_arguments)] // its fields
+    pub(super) fn new(
         site: Arc<Site>,
         channel: String,
         tree: LocalTree,
         door: Arc<Mutex<Door>>,
+        late: Arc<LateComers>,
         peers: Peers,
         stop: mpsc::Sender<Stop>,
         farewell: mpsc::Sender<()>,
@@ -64,6 +69,7 @@ impl Service {
             channel,
             tree,
             door,
+            late,
             peers: Arc::new(peers),
             specials: Arc::default(),
             stop,
@@ -92,10 +98,17 @@ impl Service {
         let recorder = self.site.journal.recorder();
         // What programs stored through mappings, then the journal, then the peers.
         let (site, door) = (Arc::clone(&self.site), Arc::clone(&self.door));
+        let late = Arc::clone(&self.late);
         let recorded = tokio::time::timeout(
             patience,
             blocking(move || {
-                let unsettled = settle(&site, &door);
+                let mut unsettled = settle(&site, &door);
+                if late.bring_in()? {
+                    unsettled.push(Problem {
+                        path: ".mirrorfs/late".into(),
+                        error: "a file that was written to after it had been replaced cannot be brought back".into(),
+                    });
+                }
                 let recorder = site.journal.recorder();
                 let n = recorder.last();
                 recorder

@@ -210,6 +210,7 @@ impl Site {
         }
         crate::replicator::settle_pulls(&journal, &filesystem, &reserved, start.same_boot)
             .or_fail(broken_off)?;
+        crate::replicator::settle_late(&journal, &filesystem, &reserved).or_fail(broken_off)?;
         if let Some(power_loss) = power_loss {
             let doubts = power_loss
                 .doubt(&journal, &filesystem)

@@ -8,10 +8,9 @@ use mirrorfs_journal::{Durability, Journal};
 use super::service::blocking;
 use super::site::Site;
 use super::{Failure, OrFail, trash};
-use crate::replica::Reserved;
 use crate::replica::trash::Removed;
 use crate::replica::trash::bounds::{self, Bounds};
-use crate::replicator::{self, Secured};
+use crate::replicator::{self, LocalTree, Secured};
 use crate::tree::Timestamp;
 
 /// How often.
@@ -79,8 +78,8 @@ pub(super) async fn secure(site: Arc<Site>) {
 }
 
 /// Works until the task is dropped.
-pub(super) async fn keep_up(journal: Journal, reserved: Arc<Reserved>) {
-    tokio::join!(keep_compact(journal), keep_in_bounds(&reserved));
+pub(super) async fn keep_up(journal: Journal, tree: LocalTree) {
+    tokio::join!(keep_compact(journal), keep_in_bounds(tree));
 }
 
 async fn keep_compact(journal: Journal) {
@@ -98,9 +97,10 @@ async fn keep_compact(journal: Journal) {
     }
 }
 
-async fn keep_in_bounds(reserved: &Reserved) {
-    let mut trash = match trash::of(reserved) {
-        Ok(trash) => Bounds::of(trash),
+async fn keep_in_bounds(tree: LocalTree) {
+    let filesystem = tree.filesystem;
+    let mut trash = match trash::of(&tree.reserved) {
+        Ok(trash) => Bounds::of(trash.sparing(move |ino| filesystem.is_displaced(ino))),
         Err(failure) => return tracing::warn!("{failure}"),
     };
     let mut due = tokio::time::interval(bounds::EVERY);

@@ -5,6 +5,7 @@ use mirrorfs_journal::Origin;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
+use super::attributes::Attributes;
 use super::door::{DoorOp, DoorResult};
 use super::ops_meta::{Changes, SetTime};
 use super::{Caller, Filesystem, Result};
@@ -37,6 +38,11 @@ impl Filesystem {
     pub fn attributes_at(&self, path: &RelPath) -> Option<Attr> {
         let found = self.at(&Caller::own(), path, |ino| self.getattr(ino));
         found.ok().map(|attributes| attributes.recorded())
+    }
+
+    /// What lower has at a path at this moment.
+    pub fn found_at(&self, path: &RelPath) -> Option<Attributes> {
+        self.at(&Caller::own(), path, |ino| self.getattr(ino)).ok()
     }
 
     /// Records what is at a path once more, so that everybody who follows the journal looks

@@ -11,6 +11,7 @@ mod descriptors;
 mod direct;
 mod door;
 mod doubt;
+mod late;
 mod lower;
 mod nameless;
 mod open;
@@ -43,6 +44,7 @@ pub use cut::{Cut, CutFile};
 pub use descriptors::raise_limit as raise_descriptor_limit;
 pub use door::{DoorOp, DoorResult, Expect, GREETED, StagedName, Ticket};
 pub use doubt::{Missing, Recorded, Suspect, Suspects};
+pub use late::LateHook;
 pub use lower::{Lower, LowerError};
 pub use ops_list::{Listed, ListedPlus};
 pub(crate) use ops_meta::user_xattrs;
@@ -156,6 +158,8 @@ pub struct Filesystem {
     problems: Problems,
     /// Tells the kernel that what it cached of a node's attributes is wrong.
     stale: RwLock<Option<StaleHook>>,
+    /// Told of writes to what a peer's change has replaced.
+    late: RwLock<Option<LateHook>>,
 }
 
 impl Filesystem {
@@ -181,6 +185,7 @@ impl Filesystem {
             door: Arc::new(Registry::default()),
             problems: Problems::default(),
             stale: RwLock::new(None),
+            late: RwLock::new(None),
         }))
     }
 

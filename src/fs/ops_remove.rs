@@ -37,12 +37,12 @@ impl Filesystem {
                 Origin::Local
             }
             Some(claim) => {
-                let trash = self
+                let kept = self
                     .discard(directory.as_fd(), claim, &found)
                     .inspect_err(|error| self.refuse(claim, &trash_failed(*error)))?;
                 if last {
                     let path = claim.path.clone();
-                    self.table.displace(found.ino, Displaced { path, trash });
+                    self.table.displace(found.ino, Displaced::new(path, kept));
                 }
                 claim.origin
             }

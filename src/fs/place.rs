@@ -114,9 +114,9 @@ impl Filesystem {
         let slot = self
             .trash_slot(Some(token), claim)
             .inspect_err(|error| failed(*error))?;
-        let trash = match exchange(staging.as_fd(), token, directory.as_fd(), name) {
+        let in_trash = match exchange(staging.as_fd(), token, directory.as_fd(), name) {
             Ok(()) => match slot.take(staging.as_fd(), token, name, found) {
-                Ok(trash) => trash,
+                Ok(in_trash) => in_trash,
                 Err(error) => {
                     failed(error);
                     exchange(staging.as_fd(), token, directory.as_fd(), name)?;
@@ -125,12 +125,12 @@ impl Filesystem {
             },
             // Some filesystems cannot exchange. Under the lock nobody sees the gap.
             Err(Errno::INVAL | Errno::NOSYS) => {
-                let trash = slot
+                let in_trash = slot
                     .take(directory.as_fd(), name, name, found)
                     .inspect_err(|error| failed(*error))?;
                 rename_new(staging.as_fd(), token, directory.as_fd(), name)
                     .inspect_err(|error| self.refuse_errno(claim, *error))?;
-                trash
+                in_trash
             }
             Err(error) => {
                 self.refuse_errno(claim, error);
@@ -138,13 +138,8 @@ impl Filesystem {
             }
         };
         if last {
-            self.table.displace(
-                found.ino,
-                Displaced {
-                    path: claim.path.clone(),
-                    trash,
-                },
-            );
+            let displaced = Displaced::new(claim.path.clone(), in_trash);
+            self.table.displace(found.ino, displaced);
         }
         let gone = self.table.remove_name(parent, name, found.ino, last, kept);
         self.close(gone);

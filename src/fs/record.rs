@@ -81,14 +81,10 @@ impl Filesystem {
         change: impl FnOnce() -> Change,
     ) -> Result<u64> {
         if !self.table.is_linked(node.ino) {
-            if let Some(displaced) = self.table.displaced(node.ino) {
-                self.problems.add(
-                    displaced.path.clone(),
-                    format!(
-                        "a program went on writing to the version that a peer's change replaced; what it wrote is in {}",
-                        displaced.trash
-                    ),
-                );
+            if let Some(displaced) = self.table.displaced(node.ino)
+                && matches!(change(), Change::Write { .. } | Change::Truncate { .. })
+            {
+                self.came_late(&displaced);
             }
             return Ok(self.recorder.last());
         }

@@ -94,16 +94,29 @@ struct Rare {
     elsewhere: bool,
     /// It was made without a name, and may get its first one.
     awaits_name: bool,
-    /// The node was replaced or removed by a peer's change; its name in the tree
-    /// at that time and where it lies in the trash.
+    /// The node was replaced or removed by a peer's change.
     displaced: Option<Arc<Displaced>>,
 }
 
 /// What became of a node that a peer's change displaced.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Displaced {
+    /// Its name in the tree at that time.
     pub(super) path: RelPath,
-    pub(super) trash: String,
+    /// Where it lies, from the trash.
+    pub(super) kept: RelPath,
+    /// Somebody has written to it since.
+    pub(super) late: AtomicBool,
+}
+
+impl Displaced {
+    pub(super) fn new(path: RelPath, kept: RelPath) -> Self {
+        Self {
+            path,
+            kept,
+            late: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Node {
@@ -155,6 +168,11 @@ impl Links {
         };
         self.tidy();
         removed
+    }
+
+    fn has_name(&self) -> bool {
+        let mut names = self.names();
+        names.any(|(parent, _)| parent != STAGING)
     }
 
     fn tidy(&mut self) {
@@ -355,12 +373,12 @@ impl Table {
         gone
     }
 
-    /// Whether the tree has a name for the node.
+    /// Whether the tree has a name for the node. The staging directory is not in it.
     pub(super) fn is_linked(&self, ino: Ino) -> bool {
         ino == self.root
             || self.get(ino).is_some_and(|node| {
                 let links = node.links.lock();
-                links.name.is_some() || links.rare.as_ref().is_some_and(|rare| rare.elsewhere)
+                links.has_name() || links.rare.as_ref().is_some_and(|rare| rare.elsewhere)
             })
     }
 

@@ -10,14 +10,14 @@ use super::door::Claim;
 use super::lower::{c_name, open_beneath};
 use super::{Filesystem, Result};
 use crate::replica::keep::{slot_name, stamp};
-use crate::tree::{Id, Kind};
+use crate::tree::{Id, Kind, RelPath};
 
 /// A fresh directory in the trash, for one displaced file.
 pub(super) struct TrashSlot {
     /// Where in the slot the file goes: below the directories it had in the tree.
     directory: OwnedFd,
-    /// Where that is, from the root of the tree.
-    pub(super) path: String,
+    /// Where that is, from the trash.
+    at: RelPath,
 }
 
 impl Filesystem {
@@ -30,16 +30,13 @@ impl Filesystem {
         };
         let name = slot_name(&stamp(crate::clock::wall()), &token, claim.agreed);
         let mut directory = enter(trash.as_fd(), name.as_bytes())?;
-        let mut shown = format!(".mirrorfs/trash/{name}");
+        let mut at = RelPath::new(name).map_err(|_| Errno::INVAL)?;
         let parent = claim.path.parent().unwrap_or_default();
         for component in parent.components() {
             directory = enter(directory.as_fd(), component)?;
-            shown = format!("{shown}/{}", String::from_utf8_lossy(component));
+            at = at.join(component).map_err(|_| Errno::INVAL)?;
         }
-        Ok(TrashSlot {
-            directory,
-            path: shown,
-        })
+        Ok(TrashSlot { directory, at })
     }
 
     /// Takes a name out of the tree and keeps what it showed in the trash. Returns
@@ -50,7 +47,7 @@ impl Filesystem {
         directory: BorrowedFd<'_>,
         claim: &Claim,
         found: &Attributes,
-    ) -> Result<String> {
+    ) -> Result<RelPath> {
         let slot = self.trash_slot(None, claim)?;
         let name = claim.path.name();
         slot.take(directory, name, name, found)
@@ -58,14 +55,14 @@ impl Filesystem {
 }
 
 impl TrashSlot {
-    /// Moves what `from` shows here as `name`.
+    /// Moves what `from` shows here as `name`. Says where that is, from the trash.
     pub(super) fn take(
         &self,
         directory: BorrowedFd<'_>,
         from: &[u8],
         name: &[u8],
         found: &Attributes,
-    ) -> Result<String> {
+    ) -> Result<RelPath> {
         if found.kind() == Kind::File && found.nlink > 1 {
             self.copy(directory, from, name, found)?;
             rustix::fs::unlinkat(directory, c_name(from)?, AtFlags::empty())?;
@@ -78,7 +75,7 @@ impl TrashSlot {
                 RenameFlags::NOREPLACE,
             )?;
         }
-        Ok(format!("{}/{}", self.path, String::from_utf8_lossy(name)))
+        self.at.join(name).map_err(|_| Errno::INVAL)
     }
 
     fn copy(
@@ -119,7 +116,7 @@ impl TrashSlot {
 }
 
 /// Opens a directory, and makes it if it is missing.
-fn enter(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+pub(super) fn enter(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     match rustix::fs::mkdirat(directory, c_name(name)?, Mode::from_raw_mode(0o700)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error),

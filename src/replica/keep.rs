@@ -32,7 +32,7 @@ impl<'a> Shelf<'a> {
     /// Moves a name onto the shelf and says where it is, relative to the shelf's
     /// directory. What already lies there is never displaced: then a further shelf is
     /// begun.
-    pub(crate) fn keep(&self, from: Place<'_>, path: &RelPath) -> io::Result<String> {
+    pub(crate) fn keep(&self, from: Place<'_>, path: &RelPath) -> io::Result<RelPath> {
         let mut number = 1;
         loop {
             let shelf = match number {
@@ -43,7 +43,7 @@ impl<'a> Shelf<'a> {
                 .open(&shelf, path)
                 .and_then(|dir| rename_new(from, Place::new(&dir, path.name())));
             match kept {
-                Ok(()) => return Ok(format!("{shelf}/{path}")),
+                Ok(()) => return on_shelf(&shelf, path),
                 Err(error)
                     if number < SHELVES
                         && matches!(
@@ -60,10 +60,8 @@ impl<'a> Shelf<'a> {
 
     /// Whether the shelf holds an inode under a path, as the first that was kept there.
     pub(crate) fn holds(&self, path: &RelPath, ino: u64) -> io::Result<bool> {
-        let mut kept = self.name.clone().into_bytes();
-        kept.push(b'/');
-        kept.extend_from_slice(path.as_bytes());
-        match rustix::fs::statat(self.dir, kept.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
+        let kept = on_shelf(&self.name, path)?;
+        match rustix::fs::statat(self.dir, kept.as_bytes(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(stat.st_ino == ino),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
             Err(error) => Err(error.into()),
@@ -79,6 +77,11 @@ impl<'a> Shelf<'a> {
         }
         Ok(dir)
     }
+}
+
+/// Where something is kept on a shelf, from the directory that the shelf is in.
+pub(crate) fn on_shelf(shelf: &str, path: &RelPath) -> io::Result<RelPath> {
+    RelPath::new([shelf.as_bytes(), b"/", path.as_bytes()].concat()).map_err(io::Error::other)
 }
 
 /// Removes a name in a directory of ours with everything below it; nothing if it is not
@@ -175,10 +178,11 @@ mod tests {
                 .keep(Place::new(&from, "x"), &RelPath::new(path).unwrap())
                 .unwrap()
         };
-        assert_eq!(keep("1", "a"), "now/a");
-        assert_eq!(keep("2", "a"), "now.2/a");
-        assert_eq!(keep("3", "a/b/c"), "now.3/a/b/c");
-        assert_eq!(keep("4", "d/e"), "now/d/e");
+        let kept = |path: &str| RelPath::new(path).unwrap();
+        assert_eq!(keep("1", "a"), kept("now/a"));
+        assert_eq!(keep("2", "a"), kept("now.2/a"));
+        assert_eq!(keep("3", "a/b/c"), kept("now.3/a/b/c"));
+        assert_eq!(keep("4", "d/e"), kept("now/d/e"));
         let ino = |kept: &str| fs::metadata(at("shelf").join(kept)).unwrap().ino();
         let holds = |path: &str, kept| shelf.holds(&RelPath::new(path).unwrap(), ino(kept));
         assert!(holds("a", "now/a").unwrap());

@@ -222,31 +222,49 @@ pub(crate) fn is_expected(found: &Entry, expected: &Entry, metadata: bool) -> bo
                 && (found.content.kind() == Kind::Directory || found.mtime == expected.mtime)))
 }
 
-/// Whether somebody has the file open for writing, or mapped so. A read lease is granted
-/// only while nobody has; where leases cannot be had (another owner, a filesystem without
-/// them) the answer is no.
+/// Whether a file is open for writing somewhere, or mapped so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Writers {
+    /// Nowhere.
+    None,
+    /// It is.
+    Some,
+    /// It cannot be told: the file is another user's.
+    Unknown,
+    /// It cannot be told of any file: the filesystem has no leases.
+    NoLeases,
+}
+
+/// Whether somebody is known to have the file open for writing, or mapped so.
 pub(crate) fn is_open_for_writing(place: Place<'_>) -> bool {
+    writers(place) == Writers::Some
+}
+
+/// Looks for writers. A read lease is granted only while nobody has the file open for
+/// writing, or mapped so.
+pub(crate) fn writers(place: Place<'_>) -> Writers {
     use std::os::fd::AsRawFd;
     let Ok(file) = scan::open_file(place.dir, place.name) else {
-        return false;
+        return Writers::Unknown;
     };
     // Whoever opens the file for writing before the lease is given back makes the kernel
     // send a signal: SIGIO would end this process, SIGURG is one that nobody minds.
     // SAFETY: F_SETSIG takes an integer and touches no memory of this process.
     if unsafe { libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG) } != 0 {
-        return false;
+        return Writers::Unknown;
     }
     // SAFETY: F_SETLEASE takes an integer and touches no memory of this process.
     let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
     if taken == 0 {
         // SAFETY: as above.
         unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
-        return false;
+        return Writers::None;
     }
-    matches!(
-        io::Error::last_os_error().raw_os_error(),
-        Some(libc::EAGAIN)
-    )
+    match io::Error::last_os_error().raw_os_error() {
+        Some(libc::EAGAIN) => Writers::Some,
+        Some(libc::EACCES | libc::EPERM) => Writers::Unknown,
+        _ => Writers::NoLeases,
+    }
 }
 
 #[cfg(test)]

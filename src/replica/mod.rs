@@ -5,6 +5,7 @@ pub mod apply;
 pub(crate) mod beneath;
 pub mod delta;
 pub(crate) mod keep;
+pub(crate) mod late;
 mod latest;
 pub mod look;
 mod marks;

@@ -9,6 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::late::LATE;
 use super::{Context, Error};
 use crate::tree::{ContentHash, Id, MirrorId, ReplicaId};
 
@@ -40,6 +41,7 @@ pub struct Reserved {
     staging: OwnedFd,
     trash: OwnedFd,
     conflicts: OwnedFd,
+    late: OwnedFd,
     boot: Option<String>,
 }
 
@@ -128,6 +130,7 @@ impl Reserved {
             staging: inner("staging")?,
             trash: inner("trash")?,
             conflicts: inner("conflicts")?,
+            late: inner(LATE)?,
             dir,
             boot: mirrorfs_journal::boot_id().ok(),
         })
@@ -156,6 +159,11 @@ impl Reserved {
     /// Where versions are kept that lost a conflict, or an unforeseen race.
     pub fn conflicts(&self) -> BorrowedFd<'_> {
         self.conflicts.as_fd()
+    }
+
+    /// Where replaced and removed files wait that a program has written to since.
+    pub fn late(&self) -> BorrowedFd<'_> {
+        self.late.as_fd()
     }
 
     /// The name in [`staging`](Self::staging) under which a complete and verified

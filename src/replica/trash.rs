@@ -18,12 +18,17 @@ use super::beneath::{Place, is_no_directory, rename_new};
 use super::keep::is_agreed;
 use super::look::is_open_for_writing;
 use super::{Context, Error, Reserved, Root};
-use crate::tree::{Kind, RESERVED, RelPath, Timestamp, reach, scan};
+use crate::tree::{Ino, Kind, RESERVED, RelPath, Timestamp, reach, scan};
 
 /// The trash of a replica.
 pub struct Trash {
     dir: OwnedFd,
+    /// Tells of what somebody may still write to.
+    spared: Option<Spared>,
 }
+
+/// Whether a file stays that is not to be kept for its own sake.
+type Spared = Box<dyn Fn(Ino) -> bool + Send>;
 
 /// Something in the trash.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -96,7 +101,25 @@ impl Trash {
             .trash()
             .try_clone_to_owned()
             .context("open", ".mirrorfs/trash")?;
-        Ok(Self { dir })
+        Ok(Self { dir, spared: None })
+    }
+
+    /// The same, but that a file stays for as long as a program may still write to it.
+    pub fn sparing(self, spared: impl Fn(Ino) -> bool + Send + 'static) -> Self {
+        let spared: Spared = Box::new(spared);
+        Self {
+            spared: Some(spared),
+            ..self
+        }
+    }
+
+    /// What has left the trash because a program wrote to it: it lies in the same way.
+    pub(crate) fn late(reserved: &Reserved) -> Result<Self, Error> {
+        let dir = reserved
+            .late()
+            .try_clone_to_owned()
+            .context("open", ".mirrorfs/late")?;
+        Ok(Self { dir, spared: None })
     }
 
     /// What lies in it, the latest first.
@@ -270,12 +293,15 @@ impl Trash {
     }
 
     fn is_in_use(&self, kept: &Kept) -> bool {
-        self.parent(kept)
-            .is_ok_and(|dir| is_open_for_writing(Place::new(&dir, kept.at.name())))
+        self.parent(kept).is_ok_and(|dir| {
+            let place = Place::new(&dir, kept.at.name());
+            let spared = |spared: &Spared| matches!(place.ino(), Ok(Some(ino)) if spared(Ino(ino)));
+            self.spared.as_ref().is_some_and(spared) || is_open_for_writing(place)
+        })
     }
 
     /// Removes the directories that something lay in, as far as they are empty now.
-    fn tidy(&self, kept: &Kept) {
+    pub(crate) fn tidy(&self, kept: &Kept) {
         let mut at = kept.at.parent();
         while let Some(dir) = at.filter(|dir| !dir.is_root()) {
             if !self.remove_dir(&dir) {

@@ -4,7 +4,8 @@ use jiff::tz::TimeZone;
 use mirrorfs_journal::Conflict;
 
 use crate::reconcile::{Plan, Sides};
-use crate::tree::{BadPath, Content, ContentHash, Entry, NAME_MAX, RelPath, Timestamp};
+use crate::replica::late::shortened;
+use crate::tree::{BadPath, Content, ContentHash, Entry, RelPath, Timestamp};
 
 /// The peer's side of a conflict, as far as it tells one version from another.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,18 +75,6 @@ pub fn utc(at: Timestamp) -> String {
     at.to_zoned(TimeZone::UTC)
         .strftime("%Y%m%dT%H%M%SZ")
         .to_string()
-}
-
-fn shortened(name: &[u8], suffix: &str) -> Vec<u8> {
-    let suffix = &suffix.as_bytes()[..suffix.len().min(NAME_MAX - 1)];
-    let mut keep = name.len().min(NAME_MAX - suffix.len());
-    // Not in the middle of a UTF-8 sequence.
-    while keep > 0 && keep < name.len() && name[keep] & 0xc0 == 0x80 {
-        keep -= 1;
-    }
-    let mut shortened = name[..keep].to_vec();
-    shortened.extend_from_slice(suffix);
-    shortened
 }
 
 /// The text of a `.conflict-info`.
@@ -164,6 +153,7 @@ fn describe(entry: Option<&Entry>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::NAME_MAX;
 
     const AT: Timestamp = Timestamp {
         secs: 1_700_000_000,

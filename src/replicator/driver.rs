@@ -19,6 +19,7 @@ use crate::wire::version::Introduction;
 use super::apply::{UNIT_INFO, apply, apply_merged};
 use super::deltas::{Deltas, Stretch, counterpart, counterpart_sums, next_stretch};
 use super::handle::{Context, Control, FlushOutcome, PeerState, PeerStatus, Preview};
+use super::late::{self, Late};
 use super::link::Session;
 use super::machine::{Command, Event, LinkState, Machine, Planned};
 use super::round::{Orders, Resolution, Resume, Round, plan};
@@ -373,6 +374,16 @@ impl Driver {
                     // What could not be stored is reported again by the next session.
                     Err(error) => Event::LinkLost(error.to_string()),
                 }));
+            }
+            Command::NoteLate { path, at, since } => {
+                let on = Some(peer);
+                let late = Late {
+                    on,
+                    path,
+                    at,
+                    since,
+                };
+                blocking(move || late::told(&journal, late)).await?;
             }
             Command::Plan { agree } => self.plan(agree),
             Command::StoreFetched {

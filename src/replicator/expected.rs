@@ -101,6 +101,12 @@ impl Expected {
                 Ok(())
             }
             ToMount::Applied { upto, .. } => self.revision(*upto),
+            ToMount::Late {
+                path, copy, kept, ..
+            } => [Some(path), copy.as_ref(), kept.as_ref()]
+                .into_iter()
+                .flatten()
+                .try_for_each(path_of),
             _ => Ok(()),
         }
     }

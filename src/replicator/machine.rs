@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use mirrorfs_journal::ChainLink;
 
-use crate::tree::{Agreement, ContentHash, Entry, Id, RelPath};
+use super::late::At;
+use crate::tree::{Agreement, ContentHash, Entry, Id, RelPath, Timestamp};
 use crate::wire::message::{
     AgentHello, DEADLINE, Divergence, Observation, Op, Refusal, Revision, ToAgent, ToMount, Want,
 };
@@ -142,6 +143,15 @@ pub enum Command {
         rows: Vec<(RelPath, Entry)>,
         /// Whether further pieces follow.
         more: bool,
+    },
+    /// Put a late version that lies on the peer on record.
+    NoteLate {
+        /// Where the file was.
+        path: RelPath,
+        /// Where it is now.
+        at: At,
+        /// When that was noticed.
+        since: Timestamp,
     },
     /// Store what the agent saw, then answer with [`Event::Stored`].
     Store {
@@ -872,6 +882,20 @@ impl Machine {
             ToMount::Closing { reason } => {
                 self.commands.push(Command::Disconnect);
                 self.lose(reason);
+            }
+            ToMount::Late {
+                path,
+                copy,
+                kept,
+                since,
+            } => {
+                let at = match (copy, kept) {
+                    (Some(copy), _) => Some(At::Tree(copy)),
+                    (None, Some(kept)) => Some(At::Kept(kept)),
+                    (None, None) => None,
+                };
+                let late = at.map(|at| Command::NoteLate { path, at, since });
+                self.commands.extend(late);
             }
             // Shown by the driver, or for the link.
             ToMount::Pong { .. }

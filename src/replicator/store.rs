@@ -710,6 +710,7 @@ pub fn forget_peer(journal: &Journal, reserved: &Reserved, peer: PeerId) -> Resu
         update.remove_setting(&unsettled_key(peer))?;
         super::doubts::Doubts::forget(update, peer)?;
         super::pulls::forget(update, peer)?;
+        super::late::forget(update, peer)?;
         Brakes::forget(update, peer)?;
         super::marks::forget_mark(update, peer)?;
         update.remove_peer(peer)?;

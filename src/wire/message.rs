@@ -15,7 +15,9 @@ use std::time::Duration;
 use mirrorfs_journal::{BaseChange, ChainLink};
 use serde::{Deserialize, Serialize};
 
-use crate::tree::{Agreement, ContentHash, Entry, Epoch, Id, MirrorId, RelPath, ReplicaId};
+use crate::tree::{
+    Agreement, ContentHash, Entry, Epoch, Id, MirrorId, RelPath, ReplicaId, Timestamp,
+};
 
 /// Oldest protocol this program speaks.
 pub const PROTOCOL_MIN: u16 = 1;
@@ -24,6 +26,8 @@ pub const PROTOCOL_MAX: u16 = 1;
 
 /// The feature of telling a content by another one that the receiver has.
 pub const DELTAS: &str = "deltas";
+/// The feature of telling of late versions.
+pub const LATE: &str = "late";
 
 /// The first four bytes of a session in either direction, before any frame, so that
 /// an agent of another protocol (or a shell's greeting) is recognised for what it is.
@@ -586,6 +590,18 @@ pub enum ToMount {
         from: u64,
         /// Whether it is the last.
         last: bool,
+    },
+    /// A program has gone on writing to a file that a batch had replaced or removed. What it
+    /// writes has been put back. With the feature [`LATE`] only.
+    Late {
+        /// Where the file was.
+        path: RelPath,
+        /// Where it is now, in the tree; it has been observed there.
+        copy: Option<RelPath>,
+        /// Or where in `.mirrorfs/conflicts`.
+        kept: Option<RelPath>,
+        /// When that was noticed.
+        since: Timestamp,
     },
 }
 

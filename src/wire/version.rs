@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::FrameError;
 use super::message::{
-    AgentHello, DELTAS, MountHello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, ToAgent, ToMount,
+    AgentHello, DELTAS, LATE, MountHello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, ToAgent, ToMount,
 };
 use crate::tree::{Id, MirrorId, ReplicaId};
 
 /// The optional parts of the protocol that this program knows, by name. A part is used
 /// where both sides name it.
-pub const FEATURES: &[&str] = &[DELTAS];
+pub const FEATURES: &[&str] = &[DELTAS, LATE];
 
 /// How either side introduces itself: the beginning of its hello.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -26,6 +26,7 @@ mod flags;
 mod flush;
 mod harness;
 mod identity;
+mod late;
 mod link;
 mod live;
 mod log;

@@ -30,8 +30,13 @@ pub struct Process {
 impl Process {
     /// Ends it at once, as a crash would.
     pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
-            rustix::process::kill_process(pid, Signal::KILL).ok();
+            rustix::process::kill_process(pid, signal).ok();
         }
     }
 

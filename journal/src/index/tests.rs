@@ -149,6 +149,44 @@ fn a_failed_transaction_leaves_nothing() {
 }
 
 #[test]
+fn what_is_displaced_is_remembered_until_it_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = PeerIndex::open(dir.path(), b"tree").unwrap();
+    index.set_displaced(&path("slot/a"), b"one").unwrap();
+    index.set_displaced(&path("slot/b"), b"two").unwrap();
+    index.set_displaced(&path("slot/a"), b"other").unwrap();
+    drop(index);
+    let mut index = PeerIndex::open(dir.path(), b"tree").unwrap();
+    let known = |index: &PeerIndex| index.displaced().unwrap();
+    let two = (path("slot/b"), b"two".to_vec());
+    assert_eq!(
+        known(&index),
+        [(path("slot/a"), b"other".to_vec()), two.clone()]
+    );
+    index.forget_displaced(&path("slot/a")).unwrap();
+    assert_eq!(known(&index), [two]);
+}
+
+/// What the program before wrote, as it wrote it, is read on.
+#[test]
+fn an_index_of_an_older_schema_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = PeerIndex::open(dir.path(), b"tree").unwrap();
+    let file = entry(Content::Directory);
+    put(&mut index, "d", 1, &file);
+    let epoch = index.epoch();
+    drop(index);
+    let db = Connection::open(dir.path().join("index.db")).unwrap();
+    db.execute_batch("DROP TABLE displaced; PRAGMA user_version = 2")
+        .unwrap();
+    drop(db);
+    let index = PeerIndex::open(dir.path(), b"tree").unwrap();
+    assert_eq!((index.epoch(), index.rev()), (epoch, 1));
+    assert_eq!(index.row(&path("d")).unwrap().unwrap().entry, Some(file));
+    assert!(index.displaced().unwrap().is_empty());
+}
+
+#[test]
 fn a_newer_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(PeerIndex::open(dir.path(), b"tree").unwrap());

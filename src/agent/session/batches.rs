@@ -277,6 +277,9 @@ impl Engine {
         // Not before the answer: what comes before it the other side takes for a sight of
         // the tree before the batch, and has it follow the batch's moves.
         self.report(false)?;
+        for (kept, displaced) in outcome.displaced {
+            self.watch_displaced(kept, displaced);
+        }
         let (done, unsynced) = (self.done.clone(), outcome.unsynced);
         self.syncing = Some(id);
         background::start("sync", move || {
@@ -310,6 +313,12 @@ impl Engine {
                         *looks += 1;
                     }
                 }
+                Ok(())
+            }
+            Done::Expiring(ready) => {
+                self.check_displaced()?;
+                // Whoever waits goes on when this is dropped.
+                drop(ready);
                 Ok(())
             }
             Done::Synced(batch, synced) => {

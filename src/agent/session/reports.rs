@@ -166,6 +166,7 @@ impl Engine {
     }
 
     pub(super) fn drained_up_to_now(&mut self, drain: &mut Drain) -> Result<(), Error> {
+        self.check_displaced()?;
         self.observer.retry_problems();
         self.observer.process(true)?;
         let large = self.observer.large().iter();

@@ -55,6 +55,7 @@ impl Stepped {
             mount,
             settled,
             seen,
+            late,
             ..
         } = opened;
         let io = |error| Error::io("watch", "a simulated directory", error);
@@ -73,6 +74,7 @@ impl Stepped {
             mount,
             settled,
             seen,
+            late,
             out,
             done,
             silence,
@@ -129,7 +131,11 @@ impl Stepped {
 
     /// When time matters next.
     pub(crate) fn due(&self) -> Option<Instant> {
-        let due = [self.engine.observer.due(), self.engine.next_scan];
+        let due = [
+            self.engine.observer.due(),
+            self.engine.next_scan,
+            self.engine.displaced.due(),
+        ];
         due.into_iter().flatten().min()
     }
 

@@ -6,6 +6,9 @@ use crate::tree::Timestamp;
 
 /// What happened, both versions, where the artefacts are, and what to do.
 pub(super) fn detail(detail: &Detail) -> String {
+    if detail.late {
+        return late(detail);
+    }
     let (path, peer) = (&detail.path, &detail.peer);
     let mut rows = Rows::default();
     rows.row("conflict", path.to_string());
@@ -72,6 +75,38 @@ pub(super) fn detail(detail: &Detail) -> String {
     rows.print()
 }
 
+fn late(detail: &Detail) -> String {
+    let path = &detail.path;
+    let (here, other) = match detail.peer.as_str() {
+        "" => ("here".to_owned(), "a peer"),
+        peer => (format!("on {peer}"), "this side"),
+    };
+    let mut rows = Rows::default();
+    rows.row("conflict", path.to_string());
+    rows.row(
+        "happened",
+        format!(
+            "a program {here} went on writing to it after a change of {other} had taken its place; noticed {}",
+            moment(detail.since)
+        ),
+    );
+    rows.row("now", version(&detail.local));
+    rows.row("written", version(&detail.remote));
+    if let Some((copy, _)) = &detail.copy {
+        rows.row("copy", format!("{copy}, on both sides"));
+        rows.row("next", format!("mirrorfs conflicts diff {path}"));
+    }
+    if let Some(kept) = &detail.kept {
+        rows.row("copy", format!("{kept}, {here}"));
+    }
+    let ways = match detail.kept {
+        Some(_) => "--local",
+        None => "--local|--remote|--both|--merged",
+    };
+    rows.row("next", format!("mirrorfs conflicts resolve {path} {ways}"));
+    rows.print()
+}
+
 fn version(version: &Version) -> String {
     match version {
         Version::Nothing => "nothing".to_owned(),
@@ -121,6 +156,7 @@ mod tests {
             kept: None,
             unit: None,
             info: Some(RelPath::new("dir/notes.info").unwrap()),
+            late: false,
         });
         let expected = "\
 conflict   dir/notes

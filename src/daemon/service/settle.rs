@@ -10,6 +10,7 @@ use super::{Service, blocking};
 use crate::daemon::conflicts::{self, Choice};
 use crate::daemon::control::{Outcome, Response};
 use crate::daemon::failure::{Failure, OrFail};
+use crate::daemon::late;
 use crate::daemon::put;
 use crate::daemon::site::Site;
 use crate::replica::Root;
@@ -39,9 +40,18 @@ impl Service {
         discard_edits: bool,
     ) -> Result<Response, Failure> {
         let (site, tree, at) = (Arc::clone(&self.site), self.tree.clone(), path.clone());
-        let (records, beside) = blocking(move || {
+        let late = Arc::clone(&self.late);
+        let (records, beside, settled) = blocking(move || {
             let view = snapshot(&site)?;
             let found = conflicts::at(&view, &root(&site)?, &at)?;
+            let open = late::at(&view, &at).or_fail(|| "cannot read the journal".into())?;
+            if found.is_empty() && open.is_empty() {
+                return Err(conflicts::none_at(&at));
+            }
+            if choice == Choice::Remote && found.len().min(1) + open.len() > 1 {
+                return Err(Failure::new(format!("{at} has more than one other version: only one could win"))
+                    .hint("keep all of them with --both, or make the file what it should be and use --merged"));
+            }
             let details = found.iter().map(|(_, detail)| detail);
             conflicts::allow(details, choice, discard_edits)?;
             let records: Vec<Conflict> = found.into_iter().map(|(record, _)| record).collect();
@@ -51,7 +61,8 @@ impl Service {
                     beside.push(put_beside(&tree, record)?);
                 }
             }
-            Ok((records, beside))
+            beside.extend(late.resolve(&open, choice)?);
+            Ok((records, beside, !open.is_empty()))
         })
         .await?;
         let n = self.site.journal.recorder().last();
@@ -74,6 +85,15 @@ impl Service {
                 Some(other) => outcome = other,
                 None => outcome = Outcome::Failed,
             }
+        }
+        if settled && outcome == Outcome::Durable {
+            // What became of a late version is a change like any other.
+            let reached = peers.flush(None, n, PATIENCE).await;
+            let missed = reached.into_iter().map(|(_, outcome)| outcome);
+            outcome = missed.fold(outcome, |all, one| match one {
+                Outcome::Durable => all,
+                other => other,
+            });
         }
         if outcome == Outcome::Durable {
             let site = Arc::clone(&self.site);

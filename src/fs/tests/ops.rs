@@ -10,7 +10,9 @@ use super::{Fixture, path};
 use crate::fs::descriptors::Use;
 use crate::fs::{Caller, Changes, DoorOp, DoorResult, Expect, SetTime, StagedName};
 use crate::replica::Reserved;
+use crate::replica::trash::Trash;
 use crate::replica::trash::tests::check_bounds;
+use crate::sim::clock;
 use crate::tree::{Id, Timestamp};
 
 #[test]
@@ -513,17 +515,59 @@ fn the_door_places_what_was_expected_and_nothing_else() {
     assert_eq!(trash(&t), [b"New"]);
     t.assert_captured();
 
-    // The displaced file is still open somewhere, and written to.
+    // The displaced file is still open somewhere. Its mode is nothing that was written.
     assert_eq!(t.fs.getattr(ino).unwrap().nlink, 0);
+    let mode = Changes {
+        mode: Some(0o600),
+        ..Changes::default()
+    };
+    t.fs.setattr(&Caller::own(), ino, &mode).unwrap();
+    assert_eq!(trash(&t), [b"New"]);
+    // What is written to it leaves the trash, and whoever listens is told, once.
+    let told = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let tell = told.clone();
+    let told = move || told.load(std::sync::atomic::Ordering::Relaxed);
+    t.fs.on_late(Some(Box::new(move || {
+        tell.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    })));
     t.fs.write(ino, 3, b"er", None).unwrap();
-    assert_eq!(trash(&t), [b"Newer"]);
-    let problems = t.fs.problems();
-    assert!(
-        problems
-            .iter()
-            .any(|(at, text)| *at == path("f") && text.contains(".mirrorfs/trash/")),
-        "{problems:?}"
-    );
+    t.fs.write(ino, 5, b"er", None).unwrap();
+    assert!(trash(&t).is_empty());
+    assert_eq!(told(), 1);
+    let mut slots = std::fs::read_dir(t.tree.join(".mirrorfs/late")).unwrap();
+    let late = slots.next().unwrap().unwrap().path().join("f");
+    assert_eq!(std::fs::read(&late).unwrap(), b"Newerer");
+    t.assert_captured();
+
+    // It cannot be put where something is, and waits as before.
+    let again = StagedName::random().unwrap();
+    let staged = t.tree.join(".mirrorfs/staging").join(again.as_str());
+    std::fs::rename(&late, &staged).unwrap();
+    let ticket = t.fs.register(op(&again, Expect::Absent), Origin::Local);
+    assert_eq!(place(&t, &again, "f"), Err(Errno::STALE));
+    drop(ticket);
+    t.fs.not_placed(&again, ino, &path("f")).unwrap();
+    std::fs::rename(&staged, &late).unwrap();
+    t.fs.write(ino, 7, b"!", None).unwrap();
+    assert_eq!(told(), 1);
+    assert_eq!(std::fs::read(&late).unwrap(), b"Newerer!");
+    assert_eq!(t.fs.getattr(ino).unwrap().nlink, 0);
+
+    // In the tree again it is a file like any other.
+    std::fs::rename(&late, &staged).unwrap();
+    let beside = DoorOp::Place {
+        staged: again.clone(),
+        path: path("f.late"),
+        expect: Expect::Absent,
+        agreed: false,
+    };
+    let ticket = t.fs.register(beside, Origin::Local);
+    place(&t, &again, "f.late").unwrap();
+    drop(ticket);
+    assert_eq!(t.fs.getattr(ino).unwrap().nlink, 1);
+    t.fs.write(ino, 8, b"!", None).unwrap();
+    assert_eq!(t.read(t.find("f.late")), b"Newerer!!");
+    assert!(t.fs.problems().is_empty(), "{:?}", t.fs.problems());
     t.assert_captured();
 }
 
@@ -669,6 +713,58 @@ fn versions_agreed_on_are_kept_hourly_and_go_first() {
             assert!(matches!(done, DoorResult::Done { .. }), "{done:?}");
         }
     });
+    t.assert_captured();
+}
+
+/// A version that a program still has open, and may write to, is not thinned out.
+#[test]
+fn what_is_open_stays_in_the_trash() {
+    let t = Fixture::new();
+    let root = std::fs::File::open(&t.tree).unwrap();
+    let (reserved, _) = Reserved::create(root.as_fd(), Id([1; 16])).unwrap();
+    clock::start();
+    let replace = |version: &[u8]| {
+        clock::advance(std::time::Duration::from_secs(60));
+        let ino = t.find("f");
+        let op = DoorOp::Place {
+            staged: stage(&t, version),
+            path: path("f"),
+            expect: Expect::Node {
+                ino,
+                unchanged_since: t.journal.recorder().last(),
+            },
+            agreed: true,
+        };
+        let done = t.fs.carry_out(op, Origin::Peer(PeerId(1)));
+        assert!(matches!(done, DoorResult::Done { .. }), "{done:?}");
+        t.fs.forget(ino, 1);
+    };
+    let looked_up = t.create(t.root(), "f", b"1");
+    t.fs.forget(looked_up, 1);
+    replace(b"2");
+    let open = t.fs.lookup(&Caller::own(), t.root(), b"f").unwrap();
+    let open = open.attributes.ino;
+    for version in [b"3", b"4", b"5"] {
+        replace(version);
+    }
+    let filesystem = t.fs.clone();
+    let expire = || {
+        let trash = Trash::of(&reserved).unwrap();
+        let filesystem = filesystem.clone();
+        let trash = trash.sparing(move |ino| filesystem.is_displaced(ino));
+        trash.expire(crate::clock::wall()).unwrap();
+    };
+    expire();
+    // Of an hour the first, the latest, and what is open.
+    let mut kept = trash(&t);
+    kept.sort();
+    assert_eq!(kept, [b"1", b"2", b"4"]);
+    t.fs.write(open, 0, b"late", None).unwrap();
+    let mut kept = trash(&t);
+    kept.sort();
+    assert_eq!(kept, [b"1", b"4"]);
+    assert!(t.fs.problems().is_empty(), "{:?}", t.fs.problems());
+    clock::stop();
     t.assert_captured();
 }
 

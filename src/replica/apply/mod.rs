@@ -23,6 +23,7 @@ pub(crate) mod tests;
 use mirrorfs_journal::index::{Durable, IndexError, PeerIndex};
 use serde::{Deserialize, Serialize};
 
+use super::late::Displaced;
 use super::{Error, Latest, Marks, Moment, Reserved, Root, Staging, Time};
 use crate::seeded::{self, Bug};
 use crate::tree::links::Symlinks;
@@ -85,6 +86,8 @@ pub struct Outcome {
     pub recheck: Vec<RelPath>,
     /// Directories that were made or moved, whose watches are missing or misplaced.
     pub rewatch: Vec<RelPath>,
+    /// What went to the trash and may be written to there, by where it lies.
+    pub(crate) displaced: Vec<(RelPath, Displaced)>,
     /// What is not durable yet.
     pub unsynced: Unsynced,
 }
@@ -204,6 +207,7 @@ impl Applier<'_> {
                 diverged: Vec::new(),
                 recheck: Vec::new(),
                 rewatch: Vec::new(),
+                displaced: Vec::new(),
                 unsynced: Unsynced {
                     root: self.root.clone(),
                     dirs: None,

@@ -24,7 +24,13 @@ impl Applier<'_> {
             changes,
             diverged,
             mut recheck,
+            displaced,
         } = done;
+        let mut uncertain = Vec::with_capacity(displaced.len());
+        for (kept, displaced) in &displaced {
+            let row = postcard::to_stdvec(displaced).map_err(ApplyError::Record)?;
+            uncertain.push((kept, row));
+        }
         let answer = Answer {
             batch: record.batch,
             diverged,
@@ -56,6 +62,9 @@ impl Applier<'_> {
                         recheck.extend(path);
                     }
                 }
+                for (kept, row) in &uncertain {
+                    index.set_displaced(kept, row)?;
+                }
                 index.agree(record.mount, &record.agreement, record.batch, &left_out)?;
                 index.set_applied(&bytes)?;
                 index.set_redo(&moved)?;
@@ -69,6 +78,7 @@ impl Applier<'_> {
             diverged: answer.diverged,
             recheck,
             rewatch,
+            displaced,
             unsynced,
         })
     }

@@ -7,16 +7,18 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use mirrorfs_journal::index::Fingerprint;
+use rustix::fs::OFlags;
 
 use super::prepare::path_of;
 use super::record::{Record, Staged, Step};
 use super::{Applier, ApplyError};
 use crate::replica::beneath::{Place, Root, is_no_directory, rename_new};
-use crate::replica::keep::{Shelf, slot_name};
-use crate::replica::look::is_open_for_writing;
-use crate::replica::meta;
+use crate::replica::keep::{Shelf, on_shelf, slot_name};
+use crate::replica::late::Displaced;
+use crate::replica::look::{Writers, is_open_for_writing, writers};
+use crate::replica::{Context, meta};
 use crate::tree::git::MARKS;
-use crate::tree::{Content, Entry, RelPath, scan};
+use crate::tree::{Content, Entry, RelPath, reach, scan};
 use crate::wire::message::{Divergence, Expect, Op};
 
 /// What the steps of a batch did to the names of the tree, in order.
@@ -74,6 +76,8 @@ pub(super) struct Done {
     pub(super) diverged: Vec<Divergence>,
     /// Where something is that was not foreseen.
     pub(super) recheck: Vec<RelPath>,
+    /// What went to the trash and may be written to there, by where it lies.
+    pub(super) displaced: Vec<(RelPath, Displaced)>,
 }
 
 /// A batch on its way through the steps.
@@ -89,6 +93,8 @@ struct Run<'a, 'b> {
     opened: Vec<(RelPath, u32)>,
     /// Inodes that the batch puts into place.
     ours: HashSet<u64>,
+    /// What went to the trash and may be written to there, by where it lies.
+    displaced: Vec<(RelPath, Displaced)>,
 }
 
 impl Applier<'_> {
@@ -101,6 +107,7 @@ impl Applier<'_> {
             blocked: Vec::new(),
             opened: Vec::new(),
             ours: record.steps.iter().filter_map(moved_ino).collect(),
+            displaced: Vec::new(),
         }
         .all()
     }
@@ -158,6 +165,10 @@ impl Run<'_, '_> {
             done.recheck.extend(from);
         }
         self.final_modes(&mut done);
+        if self.resumed {
+            self.find_displaced()?;
+        }
+        done.displaced = std::mem::take(&mut self.displaced);
         for step in &self.record.steps {
             // What could not be placed. What was placed is not there under this name.
             if let Some(staged) = &step.staged {
@@ -336,6 +347,65 @@ impl Run<'_, '_> {
         Ok(Some(from))
     }
 
+    /// Moves to the trash what was found to be what a step expects at a path. Where leases
+    /// cannot be had, somebody may have it open.
+    fn discard(&mut self, out: Place<'_>, path: &RelPath, expect: &Entry) -> io::Result<()> {
+        let (writers, content) = match expect.content {
+            Content::File { hash, .. } => (writers(out), Some(hash)),
+            _ => (Writers::None, None),
+        };
+        let base = self.applier.index.base_at(self.record.mount, path);
+        // What cannot be told is kept as if this were the only copy, and so is what somebody
+        // may make one by writing to it.
+        let agreed = matches!(writers, Writers::None | Writers::NoLeases)
+            && base.is_ok_and(|base| base.is_some_and(|base| base.content == expect.content));
+        let kept = self.trash(agreed).keep(out, path)?;
+        if let (true, Some(content)) = (writers != Writers::None, content) {
+            self.displaced
+                .push((kept, Displaced::new(path.clone(), content)));
+        }
+        Ok(())
+    }
+
+    /// The same for what had been moved there before the batch was cut off.
+    fn find_displaced(&mut self) -> Result<(), ApplyError> {
+        for agreed in [true, false] {
+            self.find_displaced_on(&self.shelf_name(agreed))?;
+        }
+        Ok(())
+    }
+
+    fn find_displaced_on(&mut self, shelf: &str) -> Result<(), ApplyError> {
+        for step in &self.record.steps {
+            let (Op::Put {
+                path,
+                expect: Expect::Entry(expect),
+                ..
+            }
+            | Op::Remove { path, expect }) = &step.op
+            else {
+                continue;
+            };
+            let Content::File { hash, .. } = expect.content else {
+                continue;
+            };
+            let kept = on_shelf(shelf, path).context("name", path.to_string())?;
+            let parent = kept.parent().unwrap_or_default();
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let trash = self.applier.reserved.trash();
+            let Ok(dir) = reach::open_beneath(trash, &parent, flags) else {
+                continue;
+            };
+            let place = Place::new(&dir, kept.name());
+            let known = self.displaced.iter().any(|(known, _)| *known == kept);
+            if !known && matches!(place.ino(), Ok(Some(_))) && writers(place) != Writers::None {
+                self.displaced
+                    .push((kept, Displaced::new(path.clone(), hash)));
+            }
+        }
+        Ok(())
+    }
+
     /// The directory of a path, writable for its owner while the batch lasts.
     fn parent(&mut self, path: &RelPath) -> Result<OwnedFd, Stop> {
         let fd = match self.applier.root.parent(path) {
@@ -407,15 +477,6 @@ impl Run<'_, '_> {
     /// Where things go that both sides had `agreed` on, or not.
     fn trash(&self, agreed: bool) -> Shelf<'_> {
         Shelf::new(self.applier.reserved.trash(), self.shelf_name(agreed))
-    }
-
-    /// Moves to the trash what was found to be what a step expects at a path.
-    fn discard(&self, out: Place<'_>, path: &RelPath, expect: &Entry) -> io::Result<()> {
-        let agreed = self.applier.index.base_at(self.record.mount, path);
-        // What cannot be told is kept as if this were the only copy.
-        let agreed = agreed.ok().flatten();
-        let agreed = agreed.is_some_and(|base| base.content == expect.content);
-        self.trash(agreed).keep(out, path).map(drop)
     }
 
     fn conflicts(&self) -> Shelf<'_> {
