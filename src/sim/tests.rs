@@ -86,8 +86,8 @@ fn steps(first: u64, fate: &Fate, steps: u64) {
     }
     let long = std::env::var_os("MIRRORFS_TEST_LONG").is_some();
     let (first, steps) = match std::env::var("MIRRORFS_TEST_SEED") {
-        Ok(seed) if long => (seed.parse::<u64>().unwrap() << 20 | first, steps * 10),
-        _ if long => (first, steps * 10),
+        Ok(seed) if long => (seed.parse::<u64>().unwrap() << 20 | first, steps * 5),
+        _ if long => (first, steps * 5),
         _ => (first, steps),
     };
     let (mut seed, mut made, mut values) = (first, 0, (0, 0));
@@ -106,24 +106,51 @@ fn steps(first: u64, fate: &Fate, steps: u64) {
     );
 }
 
+// A million steps in all, in shares that run at the same time.
+
 #[test]
 pub(crate) fn one_peer_agrees_and_nothing_is_lost() {
-    steps(1, &one_peer(), 30_000);
+    steps(1, &one_peer(), 130_000);
+}
+
+#[test]
+fn one_peer_agrees_and_nothing_is_lost_2() {
+    steps(1001, &one_peer(), 130_000);
+}
+
+#[test]
+fn one_peer_agrees_and_nothing_is_lost_3() {
+    steps(2001, &one_peer(), 130_000);
 }
 
 #[test]
 fn several_peers_agree_and_nothing_is_lost() {
-    steps(4001, &several_peers(), 12_000);
+    steps(4001, &several_peers(), 110_000);
+}
+
+#[test]
+fn several_peers_agree_and_nothing_is_lost_2() {
+    steps(5001, &several_peers(), 110_000);
 }
 
 #[test]
 fn what_is_brought_back_overwrites_nothing() {
-    steps(8001, &brought_back(), 12_000);
+    steps(8001, &brought_back(), 110_000);
+}
+
+#[test]
+fn what_is_brought_back_overwrites_nothing_2() {
+    steps(9001, &brought_back(), 110_000);
 }
 
 #[test]
 fn with_several_peers_what_is_brought_back_overwrites_nothing() {
-    steps(12001, &several_brought_back(), 9_000);
+    steps(12001, &several_brought_back(), 90_000);
+}
+
+#[test]
+fn with_several_peers_what_is_brought_back_overwrites_nothing_2() {
+    steps(13001, &several_brought_back(), 90_000);
 }
 
 #[test]
